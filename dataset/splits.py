@@ -1,0 +1,139 @@
+"""Classes, sources and train/test splits, from the names in a database or from list files beside it."""
+import csv
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from utils.errors import UserError
+
+UCF_NAME = re.compile(r"^(?P<source>v_.+_g(?P<group>\d+))_c\d+$")  # v_<Class>_gGG_cCC
+
+
+def class_of(name: str) -> str:
+    """Class part of a "class/video" name."""
+    return name.split("/", 1)[0]
+
+
+def class_order(names: Iterable[str]) -> list[str]:
+    """Classes of "class/video" names in case-insensitive alphabetical order (Hammering before HammerThrow)."""
+    return sorted({class_of(name) for name in names}, key=lambda word: (word.lower(), word))
+
+
+def read_classes(folder: Path, names: Sequence[str]) -> list[str]:
+    """Class list: ``classes.txt`` in ``folder`` where there is one, else the classes of the names."""
+    path = folder / "classes.txt"
+    if not path.is_file():
+        return class_order(names)
+    classes = [line.strip() for line in read_lines(path)]
+    unknown = sorted({class_of(name) for name in names} - set(classes))
+    if unknown:
+        raise UserError(f"{path} lacks the class {unknown[0]!r} of the database beside it; add it or remove the file")
+    return classes
+
+
+def source_ids(names: Sequence[str]) -> list[int]:
+    """Id of the recording each video was cut from: equal for the clips of one UCF101 group, else one per video."""
+    sources = []
+    for name in names:
+        match = UCF_NAME.match(name.rsplit("/", 1)[-1])
+        sources.append(match["source"] if match else name)
+    rank = {source: i for i, source in enumerate(sorted(set(sources)))}
+    return [rank[source] for source in sources]
+
+
+def read_lines(path: Path) -> list[str]:
+    """Non-empty lines of a UTF-8 text file."""
+    try:
+        return [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}; it should be a UTF-8 text file") from error
+
+
+def without_suffix(path: str) -> str:
+    """"class/video.avi" -> "class/video"; dots inside names stay."""
+    return re.sub(r"\.(avi|mp4|mkv|webm)$", "", path.strip(), flags=re.IGNORECASE)
+
+
+def ucf101_split(names: Sequence[str], split: int) -> dict[str, list[str]]:
+    """UCF101's official split 1-3 by its rule: the test groups are 7 (split - 1) + 1 ... 7 split."""
+    parts: dict[str, list[str]] = {"train": [], "test": []}
+    for name in names:
+        match = UCF_NAME.match(name.rsplit("/", 1)[-1])
+        if not match:
+            raise UserError(f"{name!r} is not a UCF101 name (Class/v_Class_gGG_cCC); is this database really UCF101?")
+        parts["test" if (int(match["group"]) - 1) // 7 == split - 1 else "train"].append(name)
+    return parts
+
+
+def read_ucf_lists(folder: Path, split: int) -> dict[str, list[str]] | None:
+    """``trainlistNN.txt`` and ``testlistNN.txt`` in ``folder``; None where there are none."""
+    paths = {part: folder / f"{part}list{split:02d}.txt" for part in ("train", "test")}
+    if not any(path.is_file() for path in paths.values()):
+        return None
+    return {
+        part: [without_suffix(re.sub(r"\s+\d+$", "", line)) for line in read_lines(path)]
+        for part, path in paths.items()
+    }
+
+
+def read_hmdb51_lists(folder: Path, split: int) -> dict[str, list[str]] | None:
+    """``<class>_test_split<N>.txt`` files in ``folder``: "name.avi 1" is train, 2 test, 0 unused; None without any."""
+    ending = f"_test_split{split}.txt"
+    paths = sorted(folder.glob(f"*{ending}"))
+    parts: dict[str, list[str]] = {"train": [], "test": []}
+    for path in paths:
+        for line in read_lines(path):
+            name, _, flag = line.strip().rpartition(" ")
+            if flag not in ("0", "1", "2"):
+                raise UserError(f"{path}: {line!r} should be 'name.avi 0|1|2'")
+            if flag != "0":
+                parts["train" if flag == "1" else "test"].append(
+                    f"{path.name.removesuffix(ending)}/{without_suffix(name)}")
+    return parts if paths else None
+
+
+def read_split_csv(folder: Path) -> dict[str, list[str]] | None:
+    """``split.csv`` in ``folder``: rows "class/video,train" or "class/video,test"; None where there is none."""
+    path = folder / "split.csv"
+    if not path.is_file():
+        return None
+    parts: dict[str, list[str]] = {"train": [], "test": []}
+    for row in csv.reader(read_lines(path)):
+        if len(row) != 2 or row[1].strip() not in parts:
+            raise UserError(f"{path}: {','.join(row)!r} should be 'class/video,train' or 'class/video,test'")
+        parts[row[1].strip()].append(without_suffix(row[0]))
+    return parts
+
+
+def even_split(names: Sequence[str]) -> dict[str, list[str]]:
+    """Deterministic split without lists: of each class, in name order, every fourth video is for testing."""
+    by_class = defaultdict(list)
+    for name in sorted(names):
+        by_class[class_of(name)].append(name)
+    parts: dict[str, list[str]] = {"train": [], "test": []}
+    for members in by_class.values():
+        for i, name in enumerate(members):
+            parts["test" if i % 4 == 3 else "train"].append(name)
+    return parts
+
+
+def find_split(base: str, folder: Path, names: Sequence[str], split: int) -> tuple[dict[str, list[str]], str]:
+    """Names of the train and test videos of dataset ``base``, and where the split comes from, in words.
+
+    List files may name videos that the database lacks (downloads lose some) and the other way round.
+    """
+    if base == "ucf101":
+        return ucf101_split(names, split), f"official UCF101 split {split}, from the names"
+    readers = (("trainlist/testlist", lambda: read_ucf_lists(folder, split)),
+               ("HMDB51 lists", lambda: read_hmdb51_lists(folder, split)),
+               ("split.csv", lambda: read_split_csv(folder)))
+    for what, read in readers:
+        parts = read()
+        if parts is not None:
+            return parts, f"{what} in {folder}, split {split}"
+    if base == "hmdb51":
+        raise UserError(f"no HMDB51 lists (<class>_test_split{split}.txt) in {folder}; put the official ones there")
+    if split != 1:
+        raise UserError(f"no lists for split {split} in {folder}; only split 1 can do without (an even split)")
+    return even_split(names), f"no lists in {folder}: an even split, every fourth video of a class for testing"
