@@ -51,8 +51,8 @@ def read_lines(path: Path) -> list[str]:
 
 
 def without_suffix(path: str) -> str:
-    """"class/video.avi" -> "class/video"; dots inside names stay."""
-    return re.sub(r"\.(avi|mp4|mkv|webm)$", "", path.strip(), flags=re.IGNORECASE)
+    """"class/video.avi" or "class/video.avi 3" -> "class/video"; other dots and numbers stay."""
+    return re.sub(r"\.(avi|mp4|mkv|webm)(\s+\d+)?$", "", path.strip(), flags=re.IGNORECASE)
 
 
 def ucf101_split(names: Sequence[str], split: int) -> dict[str, list[str]]:
@@ -72,7 +72,7 @@ def read_ucf_lists(folder: Path, split: int) -> dict[str, list[str]] | None:
     if not any(path.is_file() for path in paths.values()):
         return None
     return {
-        part: [without_suffix(re.sub(r"\s+\d+$", "", line)) for line in read_lines(path)]
+        part: [without_suffix(line) for line in read_lines(path)]
         for part, path in paths.items()
     }
 

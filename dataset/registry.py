@@ -1,0 +1,117 @@
+"""Datasets by name: which streams and how many clips a name stands for, where its databases lie, what is in them."""
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dataset.clips import long_enough
+from dataset.splits import class_of, find_split, read_classes, source_ids
+from dataset.store import VideoStore
+from utils.errors import UserError
+
+log = logging.getLogger("coclr")
+
+KNOWN = ("ucf101", "hmdb51", "k400")  # every other name is a folder made by dataset/prepare.py
+
+
+@dataclass(frozen=True)
+class DatasetName:
+    """What a ``--dataset`` value says: ucf101-f-2clip -> base ucf101, streams ("flow",), clips 2."""
+
+    base: str
+    streams: tuple[str, ...]
+    clips: int
+
+
+@dataclass(frozen=True)
+class Videos:
+    """The usable videos of one part of a dataset; arrays are aligned.
+
+    ``positions[stream]`` are record numbers in ``stores[stream]``; ``frames`` the number of frames that all streams
+    have; ``sources`` the id of the recording each video was cut from.
+    """
+
+    stores: dict[str, VideoStore]
+    names: list[str]
+    positions: dict[str, np.ndarray]
+    frames: np.ndarray
+    labels: np.ndarray
+    sources: np.ndarray
+    classes: list[str]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def parse_name(name: str) -> DatasetName:
+    """Take a dataset name apart: NAME[-f|-2stream][-2clip]."""
+    base, clips = (name.removesuffix("-2clip"), 2) if name.endswith("-2clip") else (name, 1)
+    for ending, streams in (("-2stream", ("rgb", "flow")), ("-f", ("flow",))):
+        if base.endswith(ending):
+            return DatasetName(base.removesuffix(ending), streams, clips)
+    return DatasetName(base, ("rgb",), clips)
+
+
+def default_root() -> Path:
+    """Where datasets lie: $COCLR_DATA, else ./data."""
+    return Path(os.environ.get("COCLR_DATA", "data"))
+
+
+def locate(dataset: DatasetName, data_root: Path, part: str, given: dict[str, str | None]) -> dict[str, Path]:
+    """Path of each stream's database: the ``given`` one, else ROOT/NAME/{rgb,flow}.lmdb (Kinetics: in train/, val/)."""
+    folder = data_root / dataset.base
+    if dataset.base not in KNOWN and not folder.is_dir() and not all(given.get(s) for s in dataset.streams):
+        prepared = sorted(path.name for path in data_root.iterdir() if path.is_dir()) if data_root.is_dir() else []
+        raise UserError(
+            f"unknown dataset {dataset.base!r}: there is no folder {folder}. Known: {', '.join(KNOWN)}; in {data_root}:"
+            f" {', '.join(prepared) or 'nothing'}. Prepare it with 'python -m dataset.prepare' or set --data_root")
+    if (folder / "val").is_dir() or dataset.base == "k400":
+        folder = folder / ("train" if part == "train" else "val")
+    paths = {}
+    for stream in dataset.streams:
+        paths[stream] = Path(given.get(stream) or folder / f"{stream}.lmdb")
+        if not paths[stream].exists():
+            raise UserError(f"no {stream} database at {paths[stream]}; set --{stream}_lmdb, --data_root or $COCLR_DATA")
+    return paths
+
+
+def open_videos(name: str, part: str, seq_len: int, ds: int, data_root: Path | str | None = None,
+                given: dict[str, str | None] | None = None, split: int = 1) -> Videos:
+    """The videos of one ``part`` ("train" or "test") of dataset ``name`` that are long enough for a clip.
+
+    Raises UserError for a missing database, an unknown dataset, or when no video is left.
+    """
+    dataset = parse_name(name)
+    paths = locate(dataset, Path(data_root) if data_root else default_root(), part, given or {})
+    stores = {stream: VideoStore(path) for stream, path in paths.items()}
+    folder = next(iter(paths.values())).parent
+    position = {stream: {video: i for i, video in enumerate(store.names)} for stream, store in stores.items()}
+    everything = [video for video in next(iter(stores.values())).names if all(video in p for p in position.values())]
+
+    separate = folder.name in ("train", "val")  # Kinetics: one database per part, every video its own source
+    class_folder = folder.parent if separate else folder
+    classes = read_classes(class_folder, everything)
+    if separate:
+        chosen, origin = everything, str(folder)
+    else:
+        parts, origin = find_split(dataset.base, folder, everything, split)
+        wanted = set(parts[part])
+        chosen = [video for video in everything if video in wanted]
+    log.info("%s %s: %d videos (%s)", name, part, len(chosen), origin)
+
+    positions = {s: np.array([position[s][video] for video in chosen], dtype=np.int64) for s in stores}
+    frames = np.min([stores[s].frame_counts()[positions[s]] for s in stores], axis=0) if chosen else np.zeros(0)
+    keep = long_enough(frames, seq_len, ds, whole_clip=dataset.base == "k400")
+    if not keep.all():
+        log.info("%s %s: left out %d videos too short for %d frames at stride %d, or unreadable",
+                 name, part, (~keep).sum(), seq_len, ds)
+    if not keep.any():
+        raise UserError(f"no video of {name} ({part}) in {folder} is long enough for --seq_len {seq_len} --ds {ds}")
+    number = {label: i for i, label in enumerate(classes)}
+    labels = np.array([number[class_of(video)] for video in chosen], dtype=np.int64)
+    sources = np.array(range(len(chosen)) if separate else source_ids(chosen), dtype=np.int64)
+    names = [video for video, kept in zip(chosen, keep, strict=True) if kept]
+    return Videos(stores, names, {s: p[keep] for s, p in positions.items()}, frames[keep], labels[keep],
+                  sources[keep], classes)

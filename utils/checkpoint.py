@@ -1,0 +1,179 @@
+"""Checkpoints in the released form: {epoch, state_dict, best_acc, optimizer, iteration}, read without running code."""
+import os
+import pickle
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from utils.errors import UserError
+
+
+def save_atomically(content: Any, path: Path) -> None:
+    """``torch.save`` beside ``path``, then rename: ``path`` is never a half-written file."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"cannot save {path}: {error}; the checkpoints saved before are unharmed") from error
+
+
+def _numpy_scalar(dtype: np.dtype, data: bytes) -> np.generic:
+    """What numpy's own unpickling function does, for plain numbers only."""
+    if dtype.kind not in "biufSU":
+        raise pickle.UnpicklingError(f"numpy scalar of dtype {dtype}")
+    return np.frombuffer(data, dtype=dtype, count=1)[0]
+
+
+_SAFE = [
+    np.dtype, *(type(np.dtype(code)) for code in "?bhilqBHILQefd"),
+    (_numpy_scalar, "numpy.core.multiarray.scalar"), (_numpy_scalar, "numpy._core.multiarray.scalar"),
+]
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU with ``weights_only=True``; its best_acc and ids may be numpy scalars.
+
+    "module." prefixes are removed. Raises UserError when the file is absent, damaged, or not a checkpoint.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no checkpoint at {path}; check the path given to --resume, --pretrain or --test")
+    try:
+        with torch.serialization.safe_globals(_SAFE):
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError,
+            IndexError, AssertionError, OverflowError, MemoryError, OSError, zipfile.BadZipFile) as error:
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise UserError(f"{path} is not a readable checkpoint (truncated, or not one): {reason}") from error
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
+        raise UserError(f"{path} is not a checkpoint: it lacks the entry 'state_dict'")
+    state = checkpoint["state_dict"]
+    checkpoint["state_dict"] = {str(key).removeprefix("module."): value for key, value in state.items()}
+    return checkpoint
+
+
+def describe(state: dict[str, Tensor]) -> str:
+    """In words, which network and model a state dict seems to be."""
+    keys = " ".join(state)
+    network = ("s3dg" if "gating_b0" in keys else "s3d" if "Conv_1a" in keys else "r50" if "layer4.2" in keys else
+               "an unknown network")
+    model = ("CoCLR" if "sampler." in keys else "UberNCE" if "queue_label" in keys else
+             "InfoNCE" if "encoder_q." in keys else "a classifier" if "final_fc." in keys else "an unknown model")
+    return f"{model} on {network}"
+
+
+def load_state(module: nn.Module, state: dict[str, Tensor], path: str | Path) -> None:
+    """Load ``state`` strictly; UserError, saying what the checkpoint seems to be, when it does not fit."""
+    own = module.state_dict()
+    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    shapes = [key for key in own.keys() & state.keys() if own[key].shape != state[key].shape]
+    if missing or extra or shapes:
+        detail = (f"lacks {missing[0]}" if missing else f"has {extra[0]} too many" if extra else
+                  f"{shapes[0]} is {list(state[shapes[0]].shape)}, not {list(own[shapes[0]].shape)}")
+        raise UserError(f"{path} does not fit: it seems to be {describe(state)}, this run is {describe(own)} "
+                        f"({detail}); check --net, --model, --moco-k and --moco-dim")
+    module.load_state_dict(state)
+
+
+def encoder_state(checkpoint: dict[str, Any], prefix: str = "encoder_q.") -> dict[str, Tensor]:
+    """The part of a checkpoint's state dict under ``prefix``, without the prefix."""
+    return {key[len(prefix):]: value for key, value in checkpoint["state_dict"].items() if key.startswith(prefix)}
+
+
+def optimizer_state_per_parameter(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Any]:
+    """The optimiser's state in the released form: one group per parameter of ``model``, frozen ones included."""
+    own = optimizer.state_dict()
+    number = {id(p): i for i, p in enumerate(p for g in optimizer.param_groups for p in g["params"])}
+    group_of = {i: group for group in own["param_groups"] for i in group["params"]}
+    groups, state = [], {}
+    for i, parameter in enumerate(model.parameters()):
+        at = number.get(id(parameter))
+        group = own["param_groups"][0] if at is None else group_of[at]
+        groups.append({**group, "params": [i]})
+        if at in own["state"]:
+            state[i] = own["state"][at]
+    return {"state": state, "param_groups": groups}
+
+
+def load_optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module, saved: dict[str, Any],
+                         path: str | Path) -> None:
+    """Load a state saved with one group per parameter (of all, or of the trainable ones) into grouped parameters.
+
+    Hyperparameters stay those of ``optimizer``. Raises UserError when the saved state does not fit.
+    """
+    ids = [i for group in saved["param_groups"] for i in group["params"]]
+    everything = list(model.parameters())
+    trainable = [p for p in everything if p.requires_grad]
+    if len(ids) not in (len(everything), len(trainable)):
+        raise UserError(f"{path}: its optimiser knows {len(ids)} parameters, the model has {len(everything)} "
+                        f"({len(trainable)} trainable); it belongs to another model")
+    saved_id = {id(p): i for p, i in zip(everything if len(ids) == len(everything) else trainable, ids, strict=True)}
+    own = optimizer.state_dict()
+    state = {}
+    for i, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
+        entry = saved["state"].get(saved_id[id(parameter)])
+        if entry is None:
+            continue
+        if any(isinstance(v, Tensor) and v.dim() > 0 and v.shape != parameter.shape for v in entry.values()):
+            raise UserError(f"{path}: its optimiser state does not fit the model's parameters; it belongs to another")
+        step = entry.get("step")  # a number in checkpoints written before torch 1.12
+        state[i] = {**entry, "step": torch.as_tensor(float(step))} if step is not None else entry
+    optimizer.load_state_dict({"state": state, "param_groups": own["param_groups"]})
+
+
+class CheckpointFolder:
+    """``<run folder>/model``: epoch<N>.pth.tar, model_best_epoch<N>.pth.tar, interrupted.pth.tar, and which to keep.
+
+    Args:
+        folder: the folder.
+        keep_all: keep every epoch's file instead of the newest alone.
+    """
+
+    INTERRUPTED = "interrupted.pth.tar"
+
+    def __init__(self, folder: Path, keep_all: bool, best_kept: int = 5):
+        self.folder, self.keep_all, self.best_kept = folder, keep_all, best_kept
+
+    def _numbered(self, stem: str) -> list[tuple[int, Path]]:
+        pattern = re.compile(rf"^{stem}(\d+)\.pth\.tar$")
+        found = [(match, path) for path in self.folder.glob(f"{stem}*") if (match := pattern.match(path.name))]
+        return sorted((int(match[1]), path) for match, path in found)
+
+    def save_epoch(self, content: dict[str, Any], epoch: int, is_best: bool) -> Path:
+        """Write epoch<N>, and model_best_epoch<N> if it is the best; then remove what need not be kept."""
+        path = self.folder / f"epoch{epoch}.pth.tar"
+        save_atomically(content, path)
+        if is_best:
+            save_atomically(content, self.folder / f"model_best_epoch{epoch}.pth.tar")
+        if not self.keep_all:
+            for number, old in self._numbered("epoch"):
+                if number < epoch:
+                    old.unlink(missing_ok=True)
+        for _, old in self._numbered("model_best_epoch")[:-self.best_kept]:
+            old.unlink(missing_ok=True)
+        (self.folder / self.INTERRUPTED).unlink(missing_ok=True)
+        return path
+
+    def save_interrupted(self, content: dict[str, Any]) -> Path:
+        """Write the state in the middle of an epoch."""
+        path = self.folder / self.INTERRUPTED
+        save_atomically(content, path)
+        return path
+
+    def newest(self) -> Path | None:
+        """Where to go on: the interrupted state if there is one, else the last epoch; None in a new folder."""
+        interrupted = self.folder / self.INTERRUPTED
+        if interrupted.is_file():
+            return interrupted
+        epochs = self._numbered("epoch")
+        return epochs[-1][1] if epochs else None

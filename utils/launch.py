@@ -1,0 +1,68 @@
+"""Processes and devices: one process, torchrun, torch.distributed.launch or SLURM, on GPUs or a CPU."""
+import argparse
+import os
+import re
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place among all of them."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+def _place(args: argparse.Namespace) -> tuple[int, int, int]:
+    """(rank, world size, local rank), from the launcher's environment, else from the options, else one process."""
+    env = os.environ
+    if "RANK" in env and "WORLD_SIZE" in env:
+        local = env.get("LOCAL_RANK", args.local_rank if args.local_rank is not None else 0)
+        return int(env["RANK"]), int(env["WORLD_SIZE"]), int(local)
+    if int(env.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in env:
+        first_host = re.match(r"[^,\[]+(\[\d+)?", env.get("SLURM_STEP_NODELIST", env.get("SLURM_JOB_NODELIST", "")))
+        env.setdefault("MASTER_ADDR", first_host[0].replace("[", "") if first_host else "127.0.0.1")
+        env.setdefault("MASTER_PORT", str(20000 + int(env.get("SLURM_JOB_ID", 0)) % 20000))
+        return int(env["SLURM_PROCID"]), int(env["SLURM_NTASKS"]), int(env.get("SLURM_LOCALID", 0))
+    if args.world_size > 1:
+        if args.rank < 0:
+            raise UserError(f"--world-size {args.world_size} needs --rank 0...{args.world_size - 1} "
+                            "and --dist-url tcp://HOST:PORT, or a launcher such as torchrun")
+        return args.rank, args.world_size, args.local_rank or 0
+    return 0, 1, args.local_rank or 0
+
+
+def start(args: argparse.Namespace) -> World:
+    """Join the process group, if there are several processes, and choose this process's device."""
+    rank, size, local_rank = _place(args)
+    if torch.cuda.is_available() and args.gpu != -1:
+        index = args.gpu if args.gpu is not None and size == 1 else local_rank
+        if index >= torch.cuda.device_count():
+            raise UserError(f"process {rank} wants GPU {index}, but {torch.cuda.device_count()} are visible; start one "
+                            "process per GPU (--nproc_per_node) or set CUDA_VISIBLE_DEVICES")
+        device = torch.device("cuda", index)
+        torch.cuda.set_device(device)
+    else:
+        device = torch.device("cpu")
+    if size > 1:
+        backend = args.dist_backend or ("nccl" if device.type == "cuda" else "gloo")
+        if backend == "nccl" and device.type == "cpu":
+            raise UserError("--dist-backend nccl needs a GPU for each process; on a CPU use gloo")
+        dist.init_process_group(backend, init_method=args.dist_url, rank=rank, world_size=size)
+    return World(rank, size, device)
+
+
+def stop() -> None:
+    """Leave the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

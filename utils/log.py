@@ -1,0 +1,32 @@
+"""One logger, on rank 0, to the console and the run's log file."""
+import logging
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+
+class _TqdmHandler(logging.Handler):
+    """Writes lines above a progress bar instead of through it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+def start_logging(is_main: bool) -> logging.Logger:
+    """The project's logger; other ranks show warnings only."""
+    log = logging.getLogger("coclr")
+    log.handlers.clear()
+    handler = _TqdmHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO if is_main else logging.WARNING)
+    log.propagate = False
+    return log
+
+
+def log_to_file(path: Path) -> None:
+    """Copy the log to a file as well."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    logging.getLogger("coclr").addHandler(handler)

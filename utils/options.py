@@ -1,0 +1,107 @@
+"""Command-line options that several commands share. Hyphens and underscores in option names are interchangeable."""
+import argparse
+import sys
+from collections.abc import Sequence
+
+VERSION = "1.0.0"
+
+
+class Parser(argparse.ArgumentParser):
+    """ArgumentParser that takes --moco_k for --moco-k and the reverse, and reports an error as one line, status 2."""
+
+    def __init__(self, description: str):
+        super().__init__(description=description, allow_abbrev=False,
+                         formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        self.add_argument("--version", action="version", version=f"CoCLR {VERSION}")
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None):
+        spelling = {option.replace("_", "-"): option for option in self._option_string_actions}
+        words = []
+        for word in sys.argv[1:] if args is None else args:
+            name, equals, value = word.partition("=")
+            words.append(spelling.get(name.replace("_", "-"), name) + equals + value if word[:2] == "--" else word)
+        return super().parse_known_args(words, namespace)
+
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
+
+
+def positive_int(text: str) -> int:
+    """A whole number of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} should be at least 1")
+    return value
+
+
+def add_data_options(parser: Parser, dataset: str, workers: int, num_seq: int) -> None:
+    """What to read and how to cut it into clips."""
+    group = parser.add_argument_group("data")
+    group.add_argument("--dataset", default=dataset, help="dataset name, NAME[-f|-2stream][-2clip]")
+    group.add_argument("--data_root", help="folder of the datasets; $COCLR_DATA or ./data if not given")
+    group.add_argument("--rgb_lmdb", help="RGB database, if it is not at DATA_ROOT/NAME/rgb.lmdb")
+    group.add_argument("--flow_lmdb", help="flow database, if it is not at DATA_ROOT/NAME/flow.lmdb")
+    group.add_argument("--seq_len", type=positive_int, default=32, help="frames per clip")
+    group.add_argument("--num_seq", type=positive_int, default=num_seq, choices=[num_seq], help="clips per video")
+    group.add_argument("--ds", type=positive_int, default=1, help="stride between the frames of a clip")
+    group.add_argument("--img_dim", type=positive_int, default=128, help="side of the frames in pixels")
+    group.add_argument("-j", "--workers", type=int, default=workers, help="loader processes per training process")
+
+
+def add_training_options(parser: Parser, batch_size: int, lr: float, wd: float, schedule: list[int],
+                         prefix: str) -> None:
+    """Optimisation, checkpoints and monitoring."""
+    group = parser.add_argument_group("training")
+    group.add_argument("--net", default="s3d", choices=["s3d", "s3dg", "r50"], help="backbone")
+    group.add_argument("--batch_size", type=positive_int, default=batch_size, help="videos per process and step")
+    group.add_argument("--epochs", type=positive_int, default=10, help="epochs in all")
+    group.add_argument("--start_epoch", type=int, default=0, help="first epoch, counted from 0")
+    group.add_argument("--lr", type=float, default=lr, help="learning rate at the start")
+    group.add_argument("--schedule", type=int, nargs="*", default=schedule, help="epochs that drop the rate to 1/10")
+    group.add_argument("--cos", action="store_true", help="cosine learning rate instead of --schedule")
+    group.add_argument("--wd", type=float, default=wd, help="weight decay")
+    group.add_argument("--seed", type=int, default=0, help="seed of everything random")
+    group.add_argument("--resume", metavar="CKPT|auto", help="go on from this checkpoint; auto: the run's newest, if any")
+    group.add_argument("--reset_lr", action="store_true", help="on --resume, take --lr, not the checkpoint's rate")
+    group.add_argument("--save_freq", type=positive_int, default=1, help="epochs between checkpoints")
+    group.add_argument("--print_freq", type=positive_int, default=5, help="steps between readings of the meters")
+    group.add_argument("--prefix", default=prefix, help="results go to log-PREFIX/")
+    group.add_argument("--name_prefix", default="", help="start of the run's name")
+
+
+def add_speed_options(parser: Parser) -> None:
+    """Numerics and memory layout."""
+    group = parser.add_argument_group("speed")
+    group.add_argument("--precision", default="fp32", choices=["fp32", "bf16", "fp16"],
+                       help="arithmetic of the encoders; logits, losses and queue are always fp32")
+    group.add_argument("--channels_last", action="store_true", help="channels-last memory layout")
+    group.add_argument("--compile", action="store_true", help="torch.compile the encoders")
+
+
+def add_launch_options(parser: Parser) -> None:
+    """Processes and devices; launchers set these."""
+    group = parser.add_argument_group("launch (torchrun, torch.distributed.launch and srun set these)")
+    group.add_argument("--gpu", type=int, help="GPU of a single process; -1: run on the CPU")
+    group.add_argument("--world-size", type=positive_int, default=1, help="number of processes, without a launcher")
+    group.add_argument("--rank", type=int, default=-1, help="number of this process, without a launcher")
+    group.add_argument("--dist-url", default="env://", help="where the processes meet")
+    group.add_argument("--dist-backend", choices=["nccl", "gloo"], help="nccl on GPUs, gloo on a CPU, if not given")
+    group.add_argument("--local_rank", type=int, help="number of this process on its machine")
+
+
+def pretraining_parser(description: str, models: list[str], dataset: str, workers: int) -> Parser:
+    """The options that main_nce and main_coclr share."""
+    parser = Parser(description)
+    parser.add_argument("--model", default=models[0], choices=models, help="training method")
+    add_data_options(parser, dataset, workers, num_seq=2)
+    add_training_options(parser, batch_size=32, lr=1e-3, wd=1e-5, schedule=[120, 160], prefix="pretrain")
+    group = parser.add_argument_group("momentum contrast")
+    group.add_argument("--moco-dim", type=positive_int, default=128, help="size of the embedding")
+    group.add_argument("--moco-k", type=positive_int, default=2048, help="negatives in the queue")
+    group.add_argument("--moco-m", type=float, default=0.999, help="momentum of the key encoder")
+    group.add_argument("--moco-t", type=float, default=0.07, help="temperature")
+    group.add_argument("--bn_splits", type=positive_int,
+                       help="groups in which each process normalises its batch; 2 for one process, 1 for several")
+    add_speed_options(parser)
+    add_launch_options(parser)
+    return parser
