@@ -1,0 +1,164 @@
+import copy
+import os
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from utils.checkpoint import (
+    CheckpointFolder,
+    load_checkpoint,
+    load_optimizer_state,
+    load_state,
+    optimizer_state_per_parameter,
+    save_atomically,
+)
+from utils.errors import UserError
+
+
+def test_numpy_scalars_of_the_original_load(tmp_path):
+    path = tmp_path / "original.pth.tar"
+    torch.save({"epoch": 7, "state_dict": {"module.a": torch.ones(2)}, "best_acc": np.float64(0.25),
+                "ids": [np.int64(3), np.float32(1.5)], "iteration": np.int64(9)}, path)
+    loaded = load_checkpoint(path)
+    assert loaded["best_acc"] == 0.25
+    assert loaded["ids"] == [3, 1.5]
+    assert list(loaded["state_dict"]) == ["a"]
+
+
+def test_scalars_pickled_by_old_numpy_load(tmp_path):
+    """numpy 1 wrote the module name numpy.core.multiarray."""
+    path = tmp_path / "old.pth.tar"
+    torch.save({"state_dict": {}, "best_acc": np.float64(0.5)}, path, _use_new_zipfile_serialization=False)
+    data = path.read_bytes()
+    assert b"numpy._core.multiarray" in data
+    path.write_bytes(data.replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
+    assert load_checkpoint(path)["best_acc"] == 0.5
+
+
+class Payload:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path):
+    target = tmp_path / "made by the payload"
+    path = tmp_path / "evil.pth.tar"
+    torch.save({"state_dict": {}, "best_acc": Payload(str(target))}, path)
+    with pytest.raises(UserError, match="evil"):
+        load_checkpoint(path)
+    assert not target.exists()
+
+
+def test_numpy_object_scalar_is_refused(tmp_path):
+    path = tmp_path / "object.pth.tar"
+    scalar = type("Scalar", (), {"__reduce__": lambda self: (
+        np.float64(0).__reduce__()[0], (np.dtype("O"), pickle.dumps(1)))})()
+    torch.save({"state_dict": {}, "x": scalar}, path)
+    with pytest.raises(UserError):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("damage", ["absent", "empty", "truncated", "text", "list", "no state_dict"])
+def test_what_is_not_a_checkpoint_is_one_clear_error(tmp_path, damage):
+    path = tmp_path / "c.pth.tar"
+    torch.save({"state_dict": {"a": torch.randn(100)}, "epoch": 0}, path)
+    whole = path.read_bytes()
+    content = {"empty": b"", "truncated": whole[:len(whole) // 2], "text": b"not a checkpoint\n" * 9}
+    if damage == "absent":
+        path.unlink()
+    elif damage == "list":
+        torch.save([1], path)
+    elif damage == "no state_dict":
+        torch.save({"epoch": 1}, path)
+    else:
+        path.write_bytes(content[damage])
+    with pytest.raises(UserError, match=r"c\.pth\.tar") as caught:
+        load_checkpoint(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_state_of_another_network_says_which():
+    state = {"encoder_q.0.layer4.2.conv1.weight": torch.ones(1)}
+    with pytest.raises(UserError, match=r"InfoNCE on r50.*--net"):
+        load_state(nn.Linear(2, 2), state, "some.pth.tar")
+
+
+def model_with_frozen_part():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2), nn.Linear(2, 2))
+    model[1].requires_grad_(False)
+    return model
+
+
+def train(model, optimizer, steps):
+    draw = torch.Generator().manual_seed(steps)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(torch.randn(4, 3, generator=draw)).square().sum().backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("frozen_have_groups", [True, False])
+def test_optimizer_state_with_one_group_per_parameter_goes_both_ways(frozen_have_groups):
+    ours, original = model_with_frozen_part(), model_with_frozen_part()
+    parameters = [p for p in original.parameters() if frozen_have_groups or p.requires_grad]
+    theirs = torch.optim.Adam([{"params": [p]} for p in parameters], lr=1e-2)
+    optimizer = torch.optim.Adam([p for p in ours.parameters() if p.requires_grad], lr=1e-2, fused=True)
+    train(original, theirs, 3)
+
+    ours.load_state_dict(original.state_dict())
+    load_optimizer_state(optimizer, ours, copy.deepcopy(theirs.state_dict()), "original")
+    train(original, theirs, 2), train(ours, optimizer, 2)
+    for a, b in zip(ours.parameters(), original.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+    saved = optimizer_state_per_parameter(optimizer, ours)
+    assert [group["params"] for group in saved["param_groups"]] == [[i] for i in range(6)]
+    if frozen_have_groups:
+        theirs.load_state_dict(copy.deepcopy(saved))
+        train(original, theirs, 2), train(ours, optimizer, 2)
+        for a, b in zip(ours.parameters(), original.parameters(), strict=True):
+            torch.testing.assert_close(a, b)
+
+
+def test_optimizer_state_of_another_model_is_refused():
+    model = model_with_frozen_part()
+    other = nn.Linear(5, 5)
+    optimizer = torch.optim.Adam(other.parameters())
+    saved = optimizer_state_per_parameter(optimizer, other)
+    with pytest.raises(UserError, match="2 parameters"):
+        load_optimizer_state(torch.optim.Adam(model.parameters()), model, saved, "x.pth.tar")
+
+
+@pytest.mark.parametrize("keep_all", [False, True])
+def test_keep_policy(tmp_path, keep_all):
+    folder = CheckpointFolder(tmp_path, keep_all)
+    folder.save_interrupted({"state_dict": {}})
+    assert folder.newest().name == "interrupted.pth.tar"
+    for epoch in range(12):
+        folder.save_epoch({"epoch": epoch, "state_dict": {}}, epoch, is_best=epoch != 10)
+    names = {path.name for path in tmp_path.iterdir()}
+    epochs = range(12) if keep_all else [11]
+    assert names == ({f"epoch{e}.pth.tar" for e in epochs}
+                     | {f"model_best_epoch{e}.pth.tar" for e in (6, 7, 8, 9, 11)})
+    assert load_checkpoint(folder.newest())["epoch"] == 11
+
+
+def test_failed_save_leaves_the_old_file(tmp_path):
+    path = tmp_path / "epoch0.pth.tar"
+    save_atomically({"state_dict": {}, "epoch": 0}, path)
+
+    class Full:
+        def __reduce__(self):
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(UserError, match=r"cannot save .*epoch0\.pth\.tar.*No space left"):
+        save_atomically({"state_dict": {}, "epoch": 1, "x": Full()}, path)
+    assert [p.name for p in tmp_path.iterdir()] == ["epoch0.pth.tar"]
+    assert load_checkpoint(path)["epoch"] == 0

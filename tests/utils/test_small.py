@@ -1,0 +1,89 @@
+"""Schedules, meters, options and launch: the small parts."""
+import argparse
+import math
+
+import pytest
+import torch
+
+from utils import launch
+from utils.errors import UserError
+from utils.metrics import Meters, top_k_hits
+from utils.options import pretraining_parser
+from utils.schedule import learning_rate
+
+
+def test_learning_rate_drops_at_each_epoch_reached():
+    rates = [learning_rate(1e-3, epoch, 300, [250, 280]) for epoch in (0, 249, 250, 279, 280, 299)]
+    assert rates == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4, 1e-5, 1e-5])
+    assert learning_rate(2.0, 25, 100, [], cosine=True) == pytest.approx(1 + math.cos(math.pi / 4))
+
+
+def test_meters_mean_over_the_steps_that_have_a_scalar():
+    meters = Meters()
+    meters.add({"loss": torch.tensor(1.0)})
+    meters.add({"loss": torch.tensor(3.0), "precision": torch.tensor(0.5)})
+    assert meters.flush() == [{"loss": 1.0}, {"loss": 3.0, "precision": 0.5}]
+    assert meters.flush() == []
+    meters.add({"loss": torch.tensor(5.0)})
+    meters.flush()
+    assert meters.means() == {"loss": 3.0, "precision": 0.5}
+
+
+def test_top_k_hits():
+    logits = torch.tensor([[5.0, 4, 3, 2, 1, 0], [0.0, 1, 2, 3, 4, 5]])
+    assert {k: v.item() for k, v in top_k_hits(logits, torch.tensor([0, 0])).items()} == {"top1": 0.5, "top5": 0.5}
+    positives = torch.zeros(2, 6, dtype=torch.bool)
+    positives[0, 4] = positives[1, 5] = positives[1, 0] = True
+    assert {k: v.item() for k, v in top_k_hits(logits, positives).items()} == {"top1": 0.5, "top5": 1.0}
+
+
+def parse(*words):
+    return pretraining_parser("test", ["infonce"], "ucf101-2clip", 16).parse_args(words)
+
+
+def test_hyphens_and_underscores_are_the_same():
+    assert parse("--moco_k", "64", "--batch-size=4", "--local-rank=1", "--dist_url", "tcp://a_b:1").moco_k == 64
+    args = parse("--moco-k=64", "--batch_size", "4", "--local_rank", "1", "--name_prefix", "--a-b".lstrip("-"))
+    assert (args.moco_k, args.batch_size, args.local_rank, args.name_prefix) == (64, 4, 1, "a-b")
+
+
+@pytest.mark.parametrize("words", [("--net", "vgg"), ("--model", "simclr"), ("--batch_size", "0"), ("--nonsense",),
+                                   ("--batch", "4"), ("--num_seq", "3")])
+def test_bad_options_are_one_line_and_status_2(words, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        parse(*words)
+    assert stopped.value.code == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert words[-1] in message
+
+
+def test_defaults_are_the_originals():
+    args = parse()
+    assert (args.net, args.seq_len, args.ds, args.batch_size, args.lr, args.wd, args.schedule, args.epochs) == (
+        "s3d", 32, 1, 32, 1e-3, 1e-5, [120, 160], 10)
+    assert (args.moco_dim, args.moco_k, args.moco_m, args.moco_t, args.workers, args.img_dim, args.print_freq) == (
+        128, 2048, 0.999, 0.07, 16, 128, 5)
+
+
+@pytest.mark.parametrize(("environment", "place"), [
+    ({}, (0, 1, 0)),
+    ({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, (5, 8, 1)),
+    ({"SLURM_NTASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "7"}, (3, 4, 1)),
+    ({"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, (0, 1, 0)),
+])
+def test_place_among_processes(monkeypatch, environment, place):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_NTASKS", "SLURM_PROCID", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {**environment, "SLURM_STEP_NODELIST": "node[07,09]"}.items():
+        monkeypatch.setenv(name, value)
+    assert launch._place(parse()) == place
+    if environment.get("SLURM_NTASKS") == "4":
+        assert launch.os.environ["MASTER_ADDR"] == "node07"
+
+
+def test_world_size_without_rank_is_an_error(monkeypatch):
+    for name in ("RANK", "SLURM_NTASKS"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UserError, match="--rank"):
+        launch._place(argparse.Namespace(world_size=2, rank=-1, local_rank=None))
