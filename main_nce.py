@@ -1,4 +1,6 @@
 """Pretrain one stream, RGB or optical flow, with InfoNCE or UberNCE."""
+import logging
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -7,12 +9,15 @@ from dataset.clip_dataset import pretraining_loader
 from model.loss import supcon_loss
 from model.pretrain import InfoNCE, UberNCE
 from model.split_batch_norm import split_batch_norm
-from utils import launch, log
+from utils import launch
 from utils.engine import Batch
 from utils.errors import one_line_errors
+from utils.log import start_logging
 from utils.metrics import top_k_hits
 from utils.options import Parser, pretraining_parser
 from utils.pretraining import check_options, load_encoder, pretrain
+
+log = logging.getLogger("coclr")
 
 MODELS = {"infonce": InfoNCE, "ubernce": UberNCE}
 
@@ -39,17 +44,21 @@ def step(model: nn.Module, clips: Tensor, batch: Batch, iteration: int) -> tuple
 def main(argv: list[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
     world = launch.start(args)
-    log.start_logging(world.is_main)
+    start_logging(world.is_main)
     check_options(args, world)
     loader = pretraining_loader(args, world.rank, world.size, world.device, streams=1)
 
     torch.manual_seed(args.seed)
     model = MODELS[args.model](args.net, args.moco_dim, args.moco_k, args.moco_m, args.moco_t)
     split_batch_norm(model, args.bn_splits)
-    if args.pretrain:
-        load_encoder(model.encoder_q, args.pretrain)
-        model.encoder_k.load_state_dict(model.encoder_q.state_dict())
-    pretrain(args, world, model, step, loader, method=args.model)
+
+    def start() -> None:
+        if args.pretrain:
+            epoch = load_encoder(model.encoder_q, args.pretrain)
+            model.encoder_k.load_state_dict(model.encoder_q.state_dict())
+            log.info("both encoders: encoder_q of %s, epoch %d; the queue starts fresh", args.pretrain, epoch)
+
+    pretrain(args, world, model, step, loader, args.model, start)
     launch.stop()
 
 

@@ -97,6 +97,16 @@ def run_folder(args: argparse.Namespace, run_name: str, world: World) -> Path:
     return folder
 
 
+def checkpoint_to_resume(resume: str | None, folder: Path) -> Path | None:
+    """The checkpoint that --resume means for the run in ``folder``; None for a fresh start."""
+    if resume != "auto":
+        return Path(resume) if resume else None
+    path = CheckpointFolder(folder / "model", keep_all=False).newest()
+    if path is None:
+        log.info("--resume auto: no checkpoint in %s yet, starting anew", folder)
+    return path
+
+
 class Trainer:
     """Runs epochs of ``step`` over ``loader``, with meters, checkpoints and exact resumption.
 
@@ -110,6 +120,7 @@ class Trainer:
             [B, V, streams, 3, T, S, S].
         loader: its batch sampler is a ``ShuffledBatches``.
         folder: the run's folder.
+        resume: checkpoint to go on from.
         keep_all: keep every checkpoint.
         best: name of the scalar whose maximum marks the best epoch.
         validate: called after each epoch with its number, returns further scalars of the epoch.
@@ -117,8 +128,8 @@ class Trainer:
 
     def __init__(self, args: argparse.Namespace, world: World, model: nn.Module, groups: list[dict[str, Any]],
                  make_optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer], step: Step,
-                 loader: DataLoader, folder: Path, keep_all: bool = False, best: str = "top1",
-                 validate: Callable[[int], dict[str, float]] | None = None):
+                 loader: DataLoader, folder: Path, resume: Path | None = None, keep_all: bool = False,
+                 best: str = "top1", validate: Callable[[int], dict[str, float]] | None = None):
         self.args, self.world, self.step, self.loader, self.best, self.validate = (
             args, world, step, loader, best, validate)
         self.batches = loader.batch_sampler
@@ -135,8 +146,8 @@ class Trainer:
         self.best_value, self.base_lr = -math.inf, args.lr
         self.meters = Meters()
         self._last_line = time.monotonic()
-        if args.resume:
-            self._resume(args.resume)
+        if resume is not None:
+            self._resume(resume)
         self.parallel = model
         if world.size > 1:
             ids = [world.device.index] if world.device.type == "cuda" else None
@@ -144,11 +155,7 @@ class Trainer:
             self.parallel = DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False,
                                                     gradient_as_bucket_view=True)
 
-    def _resume(self, source: str) -> None:
-        path = self.checkpoints.newest() if source == "auto" else Path(source)
-        if path is None:
-            log.info("--resume auto: no checkpoint in %s, starting anew", self.checkpoints.folder)
-            return
+    def _resume(self, path: Path) -> None:
         saved = load_checkpoint(path)
         load_state(self.model, saved["state_dict"], path)
         if "optimizer" in saved:

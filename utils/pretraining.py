@@ -1,13 +1,14 @@
 """What main_nce and main_coclr share: everything but the model's step and how its encoders start."""
 import argparse
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from utils.checkpoint import describe, encoder_state, load_checkpoint
-from utils.engine import Step, Trainer, run_folder
+from utils.engine import Step, Trainer, checkpoint_to_resume, run_folder
 from utils.errors import UserError
 from utils.launch import World
 from utils.precision import refuse_unsound_precision
@@ -53,11 +54,14 @@ def run_name(args: argparse.Namespace, method: str) -> str:
 
 
 def pretrain(args: argparse.Namespace, world: World, model: nn.Module, step: Step,
-             loader: torch.utils.data.DataLoader, method: str) -> Path:
-    """Train ``model`` up to --epochs; returns the run's folder."""
+             loader: torch.utils.data.DataLoader, method: str, start: Callable[[], None]) -> Path:
+    """Train ``model`` up to --epochs, from ``start()`` unless resumed; returns the run's folder."""
     shape = (max(args.batch_size // args.bn_splits, 2), 3, args.seq_len, args.img_dim, args.img_dim)
     refuse_unsound_precision(args.precision, world.device, model.encoder_q, shape)
     folder = run_folder(args, run_name(args, method), world)
+    resume = checkpoint_to_resume(args.resume, folder)
+    if resume is None:
+        start()
     if args.compile:
         for name, child in model.named_children():
             log.info("compiling %s", name)
@@ -65,7 +69,7 @@ def pretrain(args: argparse.Namespace, world: World, model: nn.Module, step: Ste
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     trainer = Trainer(args, world, model, [{"params": trainable}],
                       lambda groups: torch.optim.Adam(groups, lr=args.lr, weight_decay=args.wd, fused=True),
-                      step, loader, folder, keep_all=args.dataset.startswith("k400"))
+                      step, loader, folder, resume, keep_all=args.dataset.startswith("k400"))
     log.info("%s: %d videos, %d steps per epoch on %d process%s (%s), batch norm in groups of %d", folder,
              len(loader.dataset), trainer.batches.batches_per_epoch(), world.size, "es" * (world.size > 1),
              world.device, args.batch_size // args.bn_splits)
