@@ -1,7 +1,8 @@
 """The CPU side of augmentation: JPEG bytes to frames, frames to one small uint8 clip by crop and resize.
 
-Both follow Pillow, which the original used: frames equal ``Image.open(...).convert("RGB")``, resizing equals
-``crop(...).resize(..., BICUBIC)``, which antialiases, within one or two grey levels. Both run on the calling thread.
+Both follow Pillow, which the original used: frames equal ``Image.open(...).convert("RGB")``; resizing equals
+``crop(...).resize(..., BICUBIC)``, which antialiases, within one or two grey levels (more for single pixels at hard
+edges). Both run on the calling thread.
 """
 from collections.abc import Sequence
 
