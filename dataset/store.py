@@ -1,0 +1,256 @@
+"""The databases: one LMDB per stream, one msgpack list of JPEG frames per video, as the released ones are.
+
+Keys are ``b"%09d" % i`` with i = position of the video in ``__order__`` (names "class/video", shuffled); ``__keys__``
+lists the keys in class order, ``__len__`` counts them, ``__vlen__`` gives frame counts aligned with ``__keys__``.
+"""
+import contextlib
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import msgpack
+import numpy as np
+
+from dataset.splits import class_of, class_order
+from utils.errors import UserError
+
+LENGTH_BYTES = {0xD9: 1, 0xDA: 2, 0xDB: 4, 0xC4: 1, 0xC5: 2, 0xC6: 4}  # str8, str16, str32 and bin8, bin16, bin32
+BATCH_BYTES = 64 << 20
+SPARE_PAGES = 16  # LMDB may count a few freed pages at the end that it never wrote
+
+# An open environment must not cross a fork, and LMDB opens a file only once per process (children inherit that mark).
+_environments: dict[str, tuple[int, lmdb.Environment]] = {}
+
+
+class BrokenVideo(Exception):
+    """A video that cannot be read: ``name`` says which, ``reason`` why."""
+
+    def __init__(self, name: str, reason: str):
+        super().__init__(name, reason)  # both, so that it pickles
+        self.name, self.reason = name, " ".join(reason.split())
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason}"
+
+
+class VideoStore:
+    """Read access to one database, a file or a folder; opened again by itself in every process that uses it.
+
+    Args:
+        path: the LMDB file or folder.
+
+    ``path`` is kept as a string; ``names`` lists "class/video" in ``__order__`` order. Raises UserError where the path
+    is missing, cut short, not an LMDB, or lacks ``__order__``.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = os.fspath(path)
+        if not os.path.exists(self.path):
+            raise UserError(f"no database at {self.path}; mend the path or make one by 'python -m dataset.prepare'")
+        _close(self.path)  # the file may have been replaced since this process opened it
+        self._check_size()
+        order = self._meta("__order__")
+        if not isinstance(order, list) or not all(isinstance(name, bytes) for name in order):
+            raise UserError(f"{self.path} lacks a list __order__ of video names: not a database of videos, or not one "
+                            "written to the end; prepare or download it again")
+        self.names = [name.decode("utf-8", "surrogateescape") for name in order]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def frame_counts(self) -> np.ndarray:
+        """Frames of each video, int64 [len(names)], aligned with ``names``; 0 where there is no list of frames.
+
+        Taken from ``__vlen__`` and ``__keys__`` where these are complete, else from the head of each record.
+        """
+        keys, lengths = self._meta("__keys__"), self._meta("__vlen__")
+        if isinstance(keys, list) and isinstance(lengths, list) and len(keys) == len(lengths) == len(self):
+            positions = {_key(i): i for i in range(len(self))}
+            if (all(isinstance(key, bytes) for key in keys) and positions.keys() == set(keys)
+                    and all(isinstance(n, int) and 0 <= n < 1 << 32 for n in lengths)):
+                counts = np.zeros(len(self), dtype=np.int64)
+                counts[[positions[key] for key in keys]] = lengths
+                return counts
+        counts = np.zeros(len(self), dtype=np.int64)
+        for position in range(len(self)):
+            with contextlib.suppress(BrokenVideo):
+                counts[position] = self.num_frames(position)
+        return counts
+
+    def num_frames(self, position: int) -> int:
+        """Frames of one video, from the head of its record; raises BrokenVideo if it is missing or not a list."""
+        return self._with_record(position, lambda record: _list_header(record)[0])
+
+    def read_frames(self, position: int, indices: Sequence[int]) -> list[bytes]:
+        """JPEG bytes of the asked frames alone; equal indices share one object.
+
+        Raises BrokenVideo for a record that is missing, of another type or cut short, and for an index out of range.
+        """
+        def copy(record: memoryview) -> list[bytes]:
+            spans = _frame_spans(record, indices)
+            frames = {i: bytes(record[slice(*spans[i])]) for i in set(indices)}
+            return [frames[i] for i in indices]
+
+        return self._with_record(position, copy)
+
+    def record_size(self, position: int) -> int:
+        """Bytes of one record; raises BrokenVideo if it is missing."""
+        return self._with_record(position, len)
+
+    def _with_record(self, position: int, use: Callable[[memoryview], Any]) -> Any:
+        with _environment(self.path).begin(buffers=True) as transaction:
+            record = transaction.get(_key(position))
+            if record is None:
+                raise BrokenVideo(self.names[position], f"{self.path} has no record {_key(position).decode()}")
+            try:
+                return use(record)
+            except (ValueError, IndexError) as error:
+                raise BrokenVideo(self.names[position], f"{self.path}: {error}") from error
+
+    def _meta(self, key: str) -> Any:
+        """Unpacked value of a ``__key__``; None if it is absent or garbled."""
+        with _environment(self.path).begin() as transaction:
+            value = transaction.get(key.encode())
+        try:
+            return None if value is None else msgpack.unpackb(value, raw=True, strict_map_key=False)
+        except ValueError:
+            return None
+
+    def _check_size(self) -> None:
+        """Refuse a file that ends before its last page: reading there would kill the process (SIGBUS)."""
+        file = os.path.join(self.path, "data.mdb") if os.path.isdir(self.path) else self.path
+        environment = _environment(self.path)
+        needed = (environment.info()["last_pgno"] + 1 - SPARE_PAGES) * environment.stat()["psize"]
+        if os.path.getsize(file) < needed:
+            raise UserError(f"{file} is cut short: {os.path.getsize(file)} of at least {needed} bytes; "
+                            "download or prepare it again")
+
+
+def pack_frames(frames: Sequence[bytes]) -> bytes:
+    """Record of a video from the JPEG bytes of its frames, in the form of the released databases."""
+    return msgpack.packb(list(frames), use_bin_type=False)
+
+
+def shuffled(names: Sequence[str]) -> list[str]:
+    """The names in the order of their SHA-256: a shuffle that is the same everywhere."""
+    return sorted(names, key=lambda name: (hashlib.sha256(name.encode()).digest(), name))
+
+
+def write_store(path: str | os.PathLike, names: Sequence[str],
+                record_of: Callable[[str], tuple[bytes | bytearray, int]]) -> None:
+    """Write a database, streaming: the same bytes for the same videos.
+
+    Args:
+        path: file to write; it appears under this name when it is complete. ``<path>-order`` repeats the order.
+        names: "class/video" names, in any order.
+        record_of: gives the record (see ``pack_frames``) and the number of frames of a name; called once per name.
+
+    Raises UserError where the disk is full.
+    """
+    path, unfinished = Path(path), Path(f"{os.fspath(path)}.tmp")
+    order = shuffled(names)
+    rank = {label: i for i, label in enumerate(class_order(order))}
+    in_class_order = sorted(range(len(order)), key=lambda i: (rank[class_of(order[i])], order[i]))
+    unfinished.unlink(missing_ok=True)
+    try:
+        frames = _write_records(unfinished, order, in_class_order, record_of)
+        Path(f"{path}-order").write_text("".join(f"{name}\n" for name in order), encoding="utf-8")
+        os.replace(unfinished, path)
+    except (lmdb.Error, OSError) as error:
+        unfinished.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {error}; make room or mend the folder and start again") from error
+    assert len(frames) == len(order)
+
+
+def _write_records(path: Path, order: list[str], in_class_order: list[int],
+                   record_of: Callable[[str], tuple[bytes | bytearray, int]]) -> list[int]:
+    environment = lmdb.open(str(path), subdir=False, lock=False, map_size=BATCH_BYTES, sync=False)
+    with contextlib.closing(environment):
+        frames, batch, size = [], [], 0
+        for position, name in enumerate(order):
+            record, count = record_of(name)
+            frames.append(count)
+            batch.append((_key(position), record))
+            size += len(record)
+            if size >= BATCH_BYTES:
+                _commit(environment, batch)
+                batch, size = [], 0
+        meta = {"__keys__": [_key(i) for i in in_class_order], "__len__": len(order), "__order__": order,
+                "__vlen__": [frames[i] for i in in_class_order]}
+        batch += [(key.encode(), msgpack.packb(value, use_bin_type=False)) for key, value in meta.items()]
+        _commit(environment, batch)  # keys ascend throughout: digits come before the underscore
+        environment.sync(True)
+    return frames
+
+
+def _commit(environment: lmdb.Environment, batch: list[tuple[bytes, bytes | bytearray]]) -> None:
+    """Append the batch in one transaction; the map doubles until it fits."""
+    while True:
+        try:
+            with environment.begin(write=True) as transaction:
+                for key, value in batch:
+                    transaction.put(key, value, append=True)
+            return
+        except lmdb.MapFullError:
+            environment.set_mapsize(environment.info()["map_size"] * 2)
+
+
+def _key(position: int) -> bytes:
+    return b"%09d" % position
+
+
+def _environment(path: str) -> lmdb.Environment:
+    """This process's environment for ``path``."""
+    path = os.path.realpath(path)
+    process, environment = _environments.get(path, (0, None))
+    if process != os.getpid():
+        _close(path)
+        try:
+            environment = lmdb.open(path, subdir=os.path.isdir(path), readonly=True, lock=False, readahead=False)
+        except lmdb.Error as error:
+            raise UserError(f"{path} is not an LMDB database ({error}); prepare or download it again") from error
+        _environments[path] = os.getpid(), environment
+    return environment
+
+
+def _close(path: str) -> None:
+    """Close the environment of ``path``, also one inherited by a fork (without lock that touches nobody else's)."""
+    _, environment = _environments.pop(os.path.realpath(path), (0, None))
+    if environment is not None:
+        environment.close()
+
+
+def _list_header(record: memoryview) -> tuple[int, int]:
+    """(number of elements, offset of the first) of a msgpack list; raises ValueError for any other type."""
+    tag = record[0] if len(record) else 0xC1
+    if 0x90 <= tag <= 0x9F:
+        return tag & 0x0F, 1
+    width = {0xDC: 2, 0xDD: 4}.get(tag)
+    if width is None or len(record) < 1 + width:
+        raise ValueError(f"the record is not a list of frames (msgpack type 0x{tag:02x}, {len(record)} bytes)")
+    return int.from_bytes(record[1:1 + width], "big"), 1 + width
+
+
+def _frame_spans(record: memoryview, indices: Sequence[int]) -> list[tuple[int, int]]:
+    """(start, end) of frames 0 ... max(indices), by walking the msgpack headers; raises ValueError or IndexError."""
+    count, at = _list_header(record)
+    for i in indices:
+        if not 0 <= i < count:
+            raise IndexError(f"frame {i} asked of a record of {count}")
+    spans = []
+    for i in range(max(indices, default=-1) + 1):
+        if at >= len(record):
+            raise ValueError(f"the record ends before frame {i} of {count}")
+        tag = record[at]
+        width = 0 if 0xA0 <= tag <= 0xBF else LENGTH_BYTES.get(tag)  # fixstr holds its length in the tag
+        if width is None:
+            raise ValueError(f"frame {i} is not a string of bytes (msgpack type 0x{tag:02x})")
+        start = at + 1 + width
+        at = start + (int.from_bytes(record[at + 1:start], "big") if width else tag & 0x1F)
+        if at > len(record):
+            raise ValueError(f"the record ends within frame {i} of {count}")
+        spans.append((start, at))
+    return spans
