@@ -1,0 +1,163 @@
+"""Frames of one raw video, as the databases store them: from a video file or from frames already extracted."""
+import os
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # a broken file is reported once, by us
+
+import cv2
+import numpy as np
+
+from dataset.flow import compute_flow, encode_flow
+from dataset.footage import Video
+from dataset.store import BrokenVideo
+
+EXACT_COUNT = (".avi", ".mp4")  # containers that store their number of frames; for the others it is an estimate
+IMAGE = re.compile(r"^(?P<kind>image|img|frame|flow_x|flow_y|flow)_?(?P<number>\d+)\.(jpg|jpeg)$", re.IGNORECASE)
+KIND = {"image": "rgb", "img": "rgb", "frame": "rgb"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What decides the bytes of the databases."""
+
+    streams: tuple[str, ...] = ("rgb", "flow")
+    flow: str = "tvl1"
+    bound: float = 20.0
+    short_side: int | None = None
+    fps: float | None = None
+    quality: int = 90
+
+
+def make_frames(video: Video, options: Options, flow_clock: list[float]) -> Iterator[tuple[str, bytes]]:
+    """JPEG frames of a video as they come off the decoder: ("rgb", bytes), ("flow", bytes), ...
+
+    Flow is computed between the RGB frames as stored, that is after resizing and JPEG. Seconds spent in the flow method
+    are added to ``flow_clock[0]``. Raises BrokenVideo.
+    """
+    def to_jpeg(image: np.ndarray) -> bytes:
+        return cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, options.quality])[1].tobytes()
+
+    files = frame_files(video) if os.path.isdir(video.path) else {}
+    flow_given = ("flow" in files or "flow_x" in files) and options.short_side is None
+    previous = None
+    try:
+        for jpeg in _rgb_frames(video, files, options, to_jpeg):
+            if "rgb" in options.streams:
+                yield "rgb", jpeg
+            if "flow" in options.streams and not flow_given:
+                grey = decode(jpeg, cv2.IMREAD_GRAYSCALE)
+                if previous is not None:
+                    if grey.shape != previous.shape:
+                        raise BrokenVideo(video.name, f"frame sizes differ: {previous.shape}, {grey.shape}")
+                    start = time.perf_counter()
+                    flow = compute_flow(previous, grey, options.flow)
+                    flow_clock[0] += time.perf_counter() - start
+                    yield "flow", to_jpeg(encode_flow(flow, options.bound)[..., ::-1])
+                previous = grey
+        if "flow" in options.streams and flow_given:
+            for jpeg in read_flow_files(video, files, to_jpeg):
+                yield "flow", jpeg
+    except cv2.error as error:
+        raise BrokenVideo(video.name, f"OpenCV: {error.err or error}") from error
+
+
+def _rgb_frames(video: Video, files: dict[str, list[str]], options: Options,
+                to_jpeg: Callable[[np.ndarray], bytes]) -> Iterator[bytes]:
+    if os.path.isdir(video.path):
+        jpegs = read_jpegs(video, files.get("rgb", ()))
+        if options.fps is not None:
+            raise BrokenVideo(video.name, "--fps needs a video file: a folder of frames does not say its rate")
+        for jpeg in jpegs:
+            yield jpeg if options.short_side is None else to_jpeg(resize(decode(jpeg), options.short_side))
+    else:
+        for frame in read_video(video, options.fps):
+            yield to_jpeg(frame if options.short_side is None else resize(frame, options.short_side))
+
+
+def resize(frame: np.ndarray, short_side: int) -> np.ndarray:
+    """Scale [H, W, 3] so that the shorter side is ``short_side``: by area averaging, bilinear if it grows."""
+    height, width = frame.shape[:2]
+    scale = short_side / min(height, width)
+    size = (short_side, round(height * scale)) if width <= height else (round(width * scale), short_side)
+    return cv2.resize(frame, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+
+
+def read_video(video: Video, fps: float | None = None) -> Iterator[np.ndarray]:
+    """Decode a video file: BGR frames uint8 [H, W, 3].
+
+    Args:
+        fps: leave out frames so that about this many per second stay; frames are never repeated. None: every frame.
+
+    Raises BrokenVideo if nothing decodes or, once the frames that do are given, if the file is cut short.
+    """
+    capture = cv2.VideoCapture(os.path.abspath(video.path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
+    try:
+        rate = capture.get(cv2.CAP_PROP_FPS)
+        step = min(1.0, fps / rate) if fps and rate > 0 else 1.0
+        decoded = 0
+        while True:
+            more, frame = capture.read()
+            if not more:
+                break
+            if decoded == 0 or int(decoded * step + 1e-9) > int((decoded - 1) * step + 1e-9):
+                yield frame
+            decoded += 1
+        announced = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+    finally:
+        capture.release()
+    if decoded == 0:
+        raise BrokenVideo(video.name, f"no frame of {video.path} can be decoded")
+    if video.path.lower().endswith(EXACT_COUNT) and decoded < 0.9 * announced:
+        raise BrokenVideo(video.name, f"{video.path} is cut short: {decoded} of its {announced} frames can be decoded")
+
+
+def frame_files(video: Video) -> dict[str, list[str]]:
+    """Paths of extracted frames by number: "rgb" image_00001.jpg ..., "flow_x", "flow_y", or 3-channel "flow"."""
+    found: dict[str, list[tuple[int, str]]] = {}
+    try:
+        names = os.listdir(video.path)
+    except OSError as error:
+        raise BrokenVideo(video.name, f"cannot read {video.path}: {error.strerror}") from error
+    for name in names:
+        match = IMAGE.match(name)
+        if match:
+            kind = match["kind"].lower()
+            found.setdefault(KIND.get(kind, kind), []).append((int(match["number"]), os.path.join(video.path, name)))
+    if len(found.get("flow_x", ())) != len(found.get("flow_y", ())):
+        raise BrokenVideo(video.name, f"flow_x and flow_y files in {video.path} do not pair up")
+    return {kind: [path for _, path in sorted(files)] for kind, files in found.items()}
+
+
+def read_jpegs(video: Video, paths: Iterable[str]) -> Iterator[bytes]:
+    """Bytes of JPEG files; raises BrokenVideo for one that cannot be read or decoded."""
+    for path in paths:
+        try:
+            jpeg = Path(path).read_bytes()
+        except OSError as error:
+            raise BrokenVideo(video.name, f"cannot read {path}: {error.strerror}") from error
+        if not jpeg.rstrip(b"\0").endswith(b"\xff\xd9") or decode(jpeg) is None:
+            raise BrokenVideo(video.name, f"{path} is not a whole JPEG")
+        yield jpeg
+
+
+def read_flow_files(video: Video, files: dict[str, list[str]],
+                    encode: Callable[[np.ndarray], bytes]) -> Iterator[bytes]:
+    """Stored form, RGB (128, y, x), of the flow files: pairs are merged by ``encode``, 3-channel ones kept."""
+    if "flow" in files:
+        yield from read_jpegs(video, files["flow"])
+    else:
+        pairs = zip(read_jpegs(video, files["flow_x"]), read_jpegs(video, files["flow_y"]), strict=True)
+        for x, y in pairs:
+            x, y = decode(x, cv2.IMREAD_GRAYSCALE), decode(y, cv2.IMREAD_GRAYSCALE)
+            if x.shape != y.shape:
+                raise BrokenVideo(video.name, f"flow_x and flow_y in {video.path} differ in size")
+            yield encode(np.dstack([x, y, np.full_like(x, 128)]))
+
+
+def decode(jpeg: bytes, mode: int = cv2.IMREAD_COLOR) -> np.ndarray | None:
+    """BGR uint8 [H, W, 3], or grey [H, W] for IMREAD_GRAYSCALE; None if it is no image."""
+    return cv2.imdecode(np.frombuffer(jpeg, np.uint8), mode) if jpeg else None

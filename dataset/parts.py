@@ -1,0 +1,187 @@
+"""Restartable preparation by many processes: each appends the videos it has finished to a part of its own.
+
+A part is OUT/unfinished/<id>.{rgb,flow}, the frames, and <id>.jsonl, the journal that says where they lie. A video is
+committed when the journal names it; what a killed process had not noted is as if never written.
+"""
+import contextlib
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import time
+import uuid
+from collections import Counter, deque
+from collections.abc import Iterator
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+
+import cv2
+import msgpack
+
+from dataset.footage import Video
+from dataset.frames import Options, make_frames
+from dataset.store import BrokenVideo
+from utils.errors import UserError
+
+MAX_RECORD_BYTES = 1 << 30  # a record is one value of the database and passes through memory whole
+
+
+class Part:
+    """Finished videos of one process: OUT/unfinished/<id>.{rgb,flow} hold the frames, <id>.jsonl says where."""
+
+    def __init__(self, folder: Path, options: Options):
+        self.options = options
+        self.path = folder / f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self.files = {stream: open(f"{self.path}.{stream}", "xb") for stream in options.streams}
+        self.journal = open(f"{self.path}.jsonl", "x", encoding="utf-8")
+
+    def add(self, video: Video) -> dict:
+        """Prepare one video and return its journal entry; raises UserError where OUT cannot be written."""
+        start, flow_clock = time.perf_counter(), [0.0]
+        offsets = {stream: file.tell() for stream, file in self.files.items()}
+        entry: dict = {"video": video.name}
+        try:
+            counts = self._write_frames(video, offsets, flow_clock)
+            entry["records"] = {s: [offsets[s], f.tell() - offsets[s], counts[s]] for s, f in self.files.items()}
+        except BrokenVideo as error:
+            self._forget(offsets)
+            entry["left_out"] = error.reason
+        except OSError as error:
+            self._forget(offsets)
+            raise cannot_write(self.path.parent, error) from error
+        return self.note(entry | {"seconds": time.perf_counter() - start, "flow_seconds": flow_clock[0]})
+
+    def note(self, entry: dict) -> dict:
+        """Commit: the frames reach the disk before the journal names them."""
+        try:
+            for file in self.files.values():
+                file.flush()
+                os.fsync(file.fileno())
+            self.journal.write(json.dumps(entry) + "\n")
+            self.journal.flush()
+            os.fsync(self.journal.fileno())
+        except OSError as error:
+            raise cannot_write(self.path.parent, error) from error
+        return entry
+
+    def _write_frames(self, video: Video, offsets: dict[str, int], flow_clock: list[float]) -> Counter:
+        counts: Counter = Counter()
+        parent = multiprocessing.parent_process()
+        for stream, jpeg in make_frames(video, self.options, flow_clock):
+            if parent and os.getppid() != parent.pid:
+                raise SystemExit  # the main process was killed, so nobody waits for this
+            file = self.files[stream]
+            file.write(msgpack.packb(jpeg, use_bin_type=False))
+            counts[stream] += 1
+            if file.tell() - offsets[stream] > MAX_RECORD_BYTES:
+                raise BrokenVideo(video.name, f"more than {MAX_RECORD_BYTES >> 20} MB of {stream} frames; cut it")
+        if any(counts[stream] < (2 if stream == "rgb" else 1) for stream in self.files):
+            raise BrokenVideo(video.name, "fewer than two frames")
+        return counts
+
+    def _forget(self, offsets: dict[str, int]) -> None:
+        for stream, file in self.files.items():
+            file.seek(offsets[stream])
+            file.truncate()
+
+
+def work(connection: Connection, folder: Path, options: Options) -> None:
+    """Worker process: prepares the videos that come in, answers with their journal entries."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    cv2.setNumThreads(1)
+    try:
+        part = Part(folder, options)
+    except OSError as error:
+        connection.send(cannot_write(folder, error))
+        return
+    while True:
+        try:
+            video = connection.recv()
+        except EOFError:
+            return
+        try:
+            answer: dict | UserError = part.add(video)
+        except UserError as error:
+            answer = error
+        with contextlib.suppress(BrokenPipeError):  # the main process was killed: the next recv ends this one
+            connection.send(answer)
+
+
+def prepare_videos(videos: list[Video], folder: Path, options: Options, jobs: int) -> Iterator[dict]:
+    """Journal entry of each video as it is finished, by ``jobs`` processes.
+
+    A process that dies (a decoder can crash) is replaced; the video it was at is tried once more, then left out.
+    """
+    context = multiprocessing.get_context("spawn")
+
+    def start() -> tuple[multiprocessing.Process, Connection]:
+        ours, theirs = context.Pipe()
+        process = context.Process(target=work, args=(theirs, folder, options), daemon=True)
+        process.start()
+        theirs.close()
+        return process, ours
+
+    waiting, crashes = deque(videos), Counter()
+    busy: dict[Connection, tuple[multiprocessing.Process, Video]] = {}
+    idle = [start() for _ in range(min(jobs, len(videos)))]
+    try:
+        while waiting or busy:
+            while idle and waiting:
+                process, connection = idle.pop()
+                busy[connection] = process, waiting.popleft()
+                with contextlib.suppress(BrokenPipeError):  # died while idle: its end is noticed below
+                    connection.send(busy[connection][1])
+            for connection in wait(busy):
+                process, video = busy.pop(connection)
+                try:
+                    entry = connection.recv()
+                except (EOFError, ConnectionError):
+                    process.join()
+                    if process.exitcode >= 0:
+                        raise RuntimeError(f"the process that prepared {video.name} failed, see above") from None
+                    idle.append(start())
+                    crashes[video.name] += 1
+                    if crashes[video.name] == 1:
+                        waiting.append(video)
+                        continue
+                    entry = Part(folder, options).note(
+                        {"video": video.name, "left_out": f"the decoder crashed (signal {-process.exitcode})"})
+                else:
+                    idle.append((process, connection))
+                if isinstance(entry, UserError):
+                    raise entry
+                yield entry
+    finally:
+        for process in [p for p, _ in idle] + [p for p, _ in busy.values()]:
+            process.terminate()
+            process.join()
+
+
+def read_journals(folder: Path) -> dict[str, dict]:
+    """Journal entries by video name, each with its "part"; a line that a killed process left half-written is none."""
+    entries: dict[str, dict] = {}
+    for path in sorted(folder.glob("*.jsonl")):
+        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+            if line.endswith("\n"):
+                entry = json.loads(line)
+                if "records" in entry or entry["video"] not in entries:
+                    entries[entry["video"]] = entry | {"part": str(path.with_suffix(""))}
+    return entries
+
+
+def read_part(path: str, offset: int, length: int, count: int) -> tuple[bytearray, int]:
+    """(record, number of frames) of a video in a part file."""
+    header = msgpack.Packer().pack_array_header(count)
+    record = bytearray(len(header) + length)
+    record[:len(header)] = header
+    with open(path, "rb") as file:
+        file.seek(offset)
+        if file.readinto(memoryview(record)[len(header):]) != length:
+            raise UserError(f"{path} is damaged: shorter than its journal says; remove it and its .jsonl, start again")
+    return record, count
+
+
+def cannot_write(folder: Path, error: OSError) -> UserError:
+    return UserError(f"cannot write to {folder}: {error.strerror}; what was finished is kept: make room or mend the "
+                     "folder, and start the same command again")

@@ -1,0 +1,246 @@
+"""Videos to databases: ``python -m dataset.prepare NAME --videos DIR --out DIR`` makes DIR/{rgb,flow}.lmdb.
+
+The order of the videos in a database follows from their names alone, so it is the same whatever processes worked on it
+and however often they were stopped. Several machines that share OUT (torchrun, srun) take every n-th video each, and
+rank 0 merges what all have made.
+"""
+import argparse
+import json
+import logging
+import os
+import shutil
+import time
+import uuid
+from dataclasses import asdict
+from pathlib import Path
+
+import cv2
+from tqdm import tqdm
+
+from dataset.flow import METHODS
+from dataset.footage import Video, absent_videos, class_list, copy_lists, find_lists, find_videos
+from dataset.frames import Options
+from dataset.parts import cannot_write, prepare_videos, read_journals, read_part
+from dataset.store import shuffled, write_store
+from utils.errors import UserError, one_line_errors
+from utils.log import start_logging
+from utils.options import Parser, positive_int
+
+log = logging.getLogger("coclr")
+
+STREAMS = {"rgb": ("rgb",), "flow": ("flow",), "rgb,flow": ("rgb", "flow")}
+POLL_SECONDS = 1.0
+PATIENCE_SECONDS = 1800.0
+
+
+def claim(out: Path, options: Options) -> Path:
+    """OUT/unfinished, made if need be; raises UserError if it or the databases there were made in another way."""
+    folder = out / "unfinished"
+    known, wanted = folder / "options.json", json.loads(json.dumps(asdict(options)))
+    databases = [out / f"{stream}.lmdb" for stream in options.streams]
+    if not folder.exists() and any(path.exists() for path in databases):
+        raise UserError(f"{out} holds databases that were not made by this command; choose another --out")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not known.exists():
+            mine = folder / f"{uuid.uuid4().hex}.tmp"
+            mine.write_text(json.dumps(wanted), encoding="utf-8")
+            os.replace(mine, known)
+    except OSError as error:
+        raise cannot_write(out, error) from error
+    _compare_options(json.loads(known.read_text(encoding="utf-8")), wanted, out)
+    return folder
+
+
+def _compare_options(found: dict, wanted: dict, out: Path) -> None:
+    differing = [f"--{key} {found.get(key)} there, {value} here" for key, value in wanted.items()
+                 if found.get(key) != value]
+    if differing:
+        raise UserError(f"{out} was begun with other options ({'; '.join(differing)}); "
+                        "give the same ones, choose another --out, or remove the folder")
+
+
+def prepare_folder(source: Path, out: Path, options: Options, args: argparse.Namespace,
+                   lists: Path | None, rank: int, size: int) -> None:
+    """Make the databases of one folder of classes in ``out``, or this process's share of them."""
+    began = time.time()
+    if (out / "prepared.json").exists():
+        report = json.loads((out / "prepared.json").read_text(encoding="utf-8"))
+        _compare_options(report["options"], json.loads(json.dumps(asdict(options))), out)
+        log.info("%s is finished: %d videos, %d left out", out, report["videos"], report["left_out"])
+        return
+    videos, left_out = find_videos(source)
+    by_name = {video.name: video for video in videos}
+    done = read_journals(out / "unfinished")
+    if size == 1:  # what was left out may have been mended since
+        done = {name: entry for name, entry in done.items() if "records" in entry}
+    share = [by_name[name] for name in shuffled(list(by_name))[rank::size] if name not in done]
+    if share or rank == 0:
+        folder = claim(out, options)
+    log.info("%s: %d videos, %d of them done before", source, len(videos), len(by_name.keys() & done.keys()))
+    if share and not args.merge:
+        _prepare_share(share, folder, options, args.jobs, len(videos))
+    if rank > 0:
+        return
+    entries = wait_for(by_name, folder, patience=0 if args.merge or size == 1 else PATIENCE_SECONDS)
+    left_out |= {name: entry["left_out"] for name, entry in entries.items() if "left_out" in entry}
+    try:
+        copy_lists(lists, out)
+        left_out |= absent_videos(out, set(by_name))
+        classes = class_list(out, [video.name for folder, _ in sources(args) for video in find_videos(folder)[0]])
+        _write_text(args.out / "classes.txt", "\n".join(classes) + "\n")
+    except OSError as error:
+        raise cannot_write(out, error) from error
+    merge(out, entries, left_out, options, began)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _prepare_share(share: list[Video], folder: Path, options: Options, jobs: int, total: int) -> None:
+    """Prepare this process's videos with a progress bar, and say after the first ones what all will take."""
+    frames, size, seconds, began = 0, 0, 0.0, time.perf_counter()
+    sample = min(len(share), max(8, 2 * jobs))
+    with tqdm(total=len(share), unit="video", smoothing=0.05, disable=not log.isEnabledFor(logging.INFO)) as bar:
+        for count, entry in enumerate(prepare_videos(share, folder, options, jobs), 1):
+            bar.update()
+            if "left_out" in entry:
+                log.warning("left out %s: %s", entry["video"], entry["left_out"])
+            records = entry.get("records", {})
+            frames += max((record[2] for record in records.values()), default=0)
+            size += sum(record[1] for record in records.values())
+            seconds += entry.get("seconds", 0)
+            bar.set_postfix_str(f"{frames / (time.perf_counter() - began):.1f} frames/s", refresh=False)
+            if count == sample:
+                disk, free = 2 * size / count * total, shutil.disk_usage(folder).free
+                minutes = seconds / count * (len(share) - count) / jobs / 60
+                log.info("estimate from %d videos: %.1f minutes left for this process's %d; %.2f GB of disk for all "
+                         "%d, half of it only until they are merged; %.2f GB are free",
+                         count, minutes, len(share), disk / 1e9, total, free / 1e9)
+                if disk - size > free:
+                    log.warning("%s is likely to fill up: make room, or use --short_side or --quality", folder)
+
+
+def wait_for(videos: dict[str, Video], folder: Path, patience: float) -> dict[str, dict]:
+    """Journal entries of all ``videos``, when every process has made its share.
+
+    Raises UserError if videos are missing and nothing was written for ``patience`` seconds.
+    """
+    written, since = -1, time.monotonic()
+    with tqdm(total=len(videos), unit="video", desc="all processes", leave=False) as bar:
+        while True:
+            entries = read_journals(folder)
+            missing = [name for name in videos if name not in entries]
+            bar.update(len(videos) - len(missing) - bar.n)
+            if not missing:
+                return {name: entries[name] for name in videos}
+            now = sum(path.stat().st_size for path in folder.iterdir() if path.suffix != ".tmp")
+            if now != written:
+                written, since = now, time.monotonic()
+            if time.monotonic() - since >= patience:
+                raise UserError(f"{len(missing)} of {len(videos)} videos are not prepared yet, e.g. {missing[0]}; "
+                                "start the same command again, without --merge")
+            time.sleep(POLL_SECONDS)
+
+
+def merge(out: Path, entries: dict[str, dict], left_out: dict[str, str], options: Options, began: float) -> None:
+    """Write the databases, left_out.txt and the report from the parts, holding one video in memory at a time."""
+    done = {name: entry for name, entry in entries.items() if "records" in entry}
+    _write_text(out / "left_out.txt", "".join(f"{name}: {reason}\n" for name, reason in sorted(left_out.items())))
+    if not done:
+        raise UserError(f"not one of {len(entries)} videos could be prepared; {out / 'left_out.txt'} says why")
+    report: dict = {"options": asdict(options), "videos": len(done), "left_out": len(left_out),
+                    "opencv": cv2.__version__, "streams": {}}
+    for stream in options.streams:
+        with tqdm(total=len(done), unit="video", desc=f"merging {stream}") as bar:
+            def record_of(name: str, stream: str = stream, bar: tqdm = bar) -> tuple[bytearray, int]:
+                bar.update()
+                return read_part(f"{done[name]['part']}.{stream}", *done[name]["records"][stream])
+
+            write_store(out / f"{stream}.lmdb", list(done), record_of)
+        size, frames = (sum(entry["records"][stream][i] for entry in done.values()) for i in (1, 2))
+        report["streams"][stream] = {"frames": frames, "bytes": size, "bytes_per_frame": round(size / frames, 1)}
+    report["process_seconds"] = round(sum(entry.get("seconds", 0) for entry in entries.values()), 1)
+    report["flow_seconds"] = round(sum(entry.get("flow_seconds", 0) for entry in entries.values()), 1)
+    _write_text(out / "prepared.json", json.dumps(report, indent=1) + "\n")
+    for stream, figure in report["streams"].items():
+        log.info("%s: %d frames, %.1f MB, %.0f bytes per frame", out / f"{stream}.lmdb", figure["frames"],
+                 figure["bytes"] / 1e6, figure["bytes_per_frame"])
+    log.info("%d videos, %d left out%s; %.1f process-minutes, %.0f %% of them in the flow method; this run took %.1f "
+             "minutes", len(done), len(left_out), f" (see {out / 'left_out.txt'})" if left_out else "",
+             report["process_seconds"] / 60, 100 * report["flow_seconds"] / max(report["process_seconds"], 1e-9),
+             (time.time() - began) / 60)
+
+
+def _write_text(path: Path, text: str) -> None:
+    unfinished = path.with_name(path.name + ".tmp")
+    try:
+        unfinished.write_text(text, encoding="utf-8")
+        os.replace(unfinished, path)
+    except OSError as error:
+        raise cannot_write(path.parent, error) from error
+
+
+def place() -> tuple[int, int]:
+    """(rank, number of processes) as torchrun or srun say, else (0, 1)."""
+    env = os.environ
+    if "RANK" in env and "WORLD_SIZE" in env:
+        return int(env["RANK"]), int(env["WORLD_SIZE"])
+    return int(env.get("SLURM_PROCID", 0)), int(env.get("SLURM_NTASKS", 1))
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = Parser("Make LMDB databases of RGB frames and optical flow from a folder of videos. Stopped at any point, "
+                    "the same command goes on where it was. torchrun or srun share the work out among machines.")
+    parser.add_argument("name", metavar="NAME", help="ucf101, hmdb51, k400 (train and val folders), or a name of yours")
+    parser.add_argument("--videos", type=Path, required=True, metavar="DIR",
+                        help="folder of class/video.{avi,mp4,mkv,webm} or of class/video/image_00001.jpg (and flow_x_, "
+                             "flow_y_00001.jpg pairs or 3-channel flow_00001.jpg)")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="gets rgb.lmdb, flow.lmdb, lists")
+    parser.add_argument("--splits", type=Path, metavar="DIR",
+                        help="folder of split lists (UCF101's, HMDB51's, split.csv, train_split01.csv); looked for in "
+                             "VIDEOS_splits and among the videos if not given")
+    parser.add_argument("--streams", default="rgb,flow", choices=STREAMS, metavar="rgb|flow|rgb,flow",
+                        help="what to make")
+    parser.add_argument("--flow", default="tvl1", choices=METHODS, help="flow method; dis is some 30 times as fast")
+    parser.add_argument("--bound", type=float, default=20, help="flow is clipped to this many pixels")
+    parser.add_argument("--short_side", type=positive_int, metavar="PIXELS",
+                        help="scale frames so that the shorter side is this long; their size is kept if not given")
+    parser.add_argument("--fps", type=float, help="leave out frames down to this rate; every frame if not given")
+    parser.add_argument("--quality", type=int, default=90, choices=range(1, 101), metavar="1-100", help="of the JPEGs")
+    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    parser.add_argument("-j", "--jobs", type=positive_int, default=max(1, cores), help="processes")
+    parser.add_argument("--merge", action="store_true", help="only merge what several machines have made")
+    args = parser.parse_args(argv)
+    for option in ("bound", "fps"):
+        if getattr(args, option) is not None and not getattr(args, option) > 0:
+            parser.error(f"--{option} {getattr(args, option)} should be more than 0")
+    return args
+
+
+def sources(args: argparse.Namespace) -> list[tuple[Path, Path]]:
+    """(folder of classes, folder of databases): one pair, or two where the videos lie in train/ and val/."""
+    folders = [(args.videos / part, args.out / part) for part in ("train", "val") if (args.videos / part).is_dir()]
+    if args.name == "k400" and not folders:
+        raise UserError(f"--videos {args.videos} should hold train/ and val/, each with a folder per class")
+    return folders if args.name == "k400" else [(args.videos, args.out)]
+
+
+@one_line_errors
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    rank, size = place()
+    start_logging(rank == 0)
+    options = Options(STREAMS[args.streams], args.flow, args.bound, args.short_side, args.fps, args.quality)
+    if args.out.resolve().is_relative_to(args.videos.resolve()):
+        raise UserError(f"--out {args.out} lies in --videos {args.videos}; choose a folder outside")
+    lists = find_lists(args.videos, args.splits)
+    if args.name == "hmdb51" and not lists:
+        raise UserError("hmdb51 needs its official lists (<class>_test_split1.txt ...): name their folder by --splits")
+    try:
+        for source, out in sources(args):
+            prepare_folder(source, out, options, args, lists, rank, size)
+    except KeyboardInterrupt:
+        raise UserError(f"stopped; what was finished is kept in {args.out}: the same command goes on there") from None
+
+
+if __name__ == "__main__":
+    main()
