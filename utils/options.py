@@ -61,7 +61,7 @@ def add_training_options(parser: Parser, batch_size: int, lr: float, wd: float, 
     group.add_argument("--cos", action="store_true", help="cosine learning rate instead of --schedule")
     group.add_argument("--wd", type=float, default=wd, help="weight decay")
     group.add_argument("--seed", type=int, default=0, help="seed of everything random")
-    group.add_argument("--resume", metavar="CKPT|auto", help="go on from this checkpoint, or from the newest of the run")
+    group.add_argument("--resume", metavar="CKPT|auto", help="go on from this checkpoint, or from the newest one")
     group.add_argument("--reset_lr", action="store_true", help="on --resume, take --lr, not the checkpoint's rate")
     group.add_argument("--save_freq", type=positive_int, default=1, help="epochs between checkpoints")
     group.add_argument("--print_freq", type=positive_int, default=5, help="steps between readings of the meters")

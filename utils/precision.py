@@ -1,10 +1,13 @@
 """Mixed precision: autocast by name, and refusal of what the device computes wrongly."""
 import copy
+import logging
 
 import torch
 from torch import nn
 
 from utils.errors import UserError
+
+log = logging.getLogger("coclr")
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -17,11 +20,14 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
 
 def refuse_unsound_precision(precision: str, device: torch.device, encoder: nn.Module,
                              clip_shape: tuple[int, ...]) -> None:
-    """Try one backward pass of a copy of ``encoder`` on noise [B, 3, T, H, W]; UserError if gradients are not finite.
+    """On a CPU, try bf16 with one backward pass of a copy of ``encoder`` on noise [B, 3, T, H, W].
 
-    On a CPU, torch 2.15's bf16 convolutions give non-finite weight gradients for some small feature maps.
+    Some torch builds give non-finite bf16 weight gradients for small feature maps there; then a UserError.
     """
     if precision == "fp32" or device.type != "cpu":
+        return
+    if precision == "fp16":
+        log.warning("--precision fp16 on a CPU is many times slower than fp32")
         return
     trial = copy.deepcopy(encoder).train()
     noise = torch.randn(clip_shape, generator=torch.Generator().manual_seed(0))

@@ -1,5 +1,6 @@
 """What main_nce and main_coclr share: everything but the model's step and how its encoders start."""
 import argparse
+import copy
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -47,6 +48,23 @@ def load_encoder(encoder: nn.Module, path: str) -> int:
     return int(checkpoint.get("epoch", -1))
 
 
+def refuse_small_clips(encoder: nn.Module, args: argparse.Namespace) -> None:
+    """UserError when clips of --seq_len and --img_dim leave the backbone, or its batch norm, without values to work on.
+
+    Computes shapes alone.
+    """
+    group = args.batch_size // args.bn_splits
+    try:
+        backbone = copy.deepcopy(encoder[0]).to("meta").eval()
+        features = backbone(torch.empty(group, 3, args.seq_len, args.img_dim, args.img_dim, device="meta"))
+        if features[:, 0].numel() == 1:
+            raise UserError(f"--batch_size {args.batch_size} --bn_splits {args.bn_splits} leaves one value per channel "
+                            "to normalise; raise --batch_size, --seq_len or --img_dim")
+    except RuntimeError as error:
+        raise UserError(f"clips of --seq_len {args.seq_len} --img_dim {args.img_dim} are too small for --net {args.net}"
+                        " (s3d needs 8 frames of 32 pixels)") from error
+
+
 def run_name(args: argparse.Namespace, method: str) -> str:
     """Name of the run's folder, as the released runs were named."""
     return (f"{args.name_prefix}{method}_k{args.moco_k}_{args.dataset}-{args.img_dim}_{args.net}_bs{args.batch_size}"
@@ -56,7 +74,8 @@ def run_name(args: argparse.Namespace, method: str) -> str:
 def pretrain(args: argparse.Namespace, world: World, model: nn.Module, step: Step,
              loader: torch.utils.data.DataLoader, method: str, start: Callable[[], None]) -> Path:
     """Train ``model`` up to --epochs, from ``start()`` unless resumed; returns the run's folder."""
-    shape = (max(args.batch_size // args.bn_splits, 2), 3, args.seq_len, args.img_dim, args.img_dim)
+    refuse_small_clips(model.encoder_q, args)
+    shape = (args.batch_size, 3, args.seq_len, args.img_dim, args.img_dim)
     refuse_unsound_precision(args.precision, world.device, model.encoder_q, shape)
     folder = run_folder(args, run_name(args, method), world)
     resume = checkpoint_to_resume(args.resume, folder)

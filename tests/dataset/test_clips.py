@@ -25,8 +25,7 @@ def test_short_training_clip_is_padded_with_frame_0_on_the_left():
 
 
 @pytest.mark.parametrize(("frames", "seq_len", "ds", "starts"), [
-    (100, 32, 1, [0, 15, 30, 45, 60]), (33, 32, 1, [0]), (100, 8, 2, [0, 7, 14, 21, 28, 35, 42, 49, 56, 63, 70, 77, 84]),
-    (5, 2, 1, [0, 1, 2, 3]),
+    (100, 32, 1, [0, 15, 30, 45, 60]), (33, 32, 1, [0]), (40, 8, 2, [0, 7, 14, 21]), (5, 2, 1, [0, 1, 2, 3]),
 ])
 def test_windows_overlap_by_half(frames, seq_len, ds, starts):
     windows = test_windows(frames, seq_len, ds)

@@ -1,0 +1,149 @@
+"""main_nce.py as a user runs it: launchers, resuming, checkpoints, bad input."""
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+from databases import jpeg, make_dataset, write_database
+from runs import SMALL, free_port, losses, run, run_ok
+
+from utils.checkpoint import load_checkpoint
+
+NCE = ("main_nce.py", "--dataset", "tiny-2clip", *SMALL, "--moco-k", "8", "--batch_size", "4", "--lr", "1e-3")
+RUN = "infonce_k8_tiny-2clip-32_s3d_bs4_lr0.001_seq2_len8_ds1"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A working folder whose ./data holds the dataset "tiny": 18 training videos."""
+    home = tmp_path_factory.mktemp("home")
+    make_dataset(home / "data" / "tiny")
+    return home
+
+
+@pytest.fixture
+def cwd(home, tmp_path):
+    (tmp_path / "data").symlink_to(home / "data")
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_2_plus_2_epochs_equal_4_to_the_last_digit(cwd):
+    run_ok(*NCE, "--epochs", "4", "--name_prefix", "whole_", cwd=cwd)
+    run_ok(*NCE, "--epochs", "2", cwd=cwd)
+    run_ok(*NCE, "--epochs", "4", "--resume", f"log-pretrain/{RUN}/model/epoch1.pth.tar", cwd=cwd)
+    whole, parts = cwd / f"log-pretrain/whole_{RUN}", cwd / f"log-pretrain/{RUN}"
+    assert losses(parts) == losses(whole)
+    assert sorted(losses(whole)) == list(range(16))
+    a, b = (load_checkpoint(folder / "model/epoch3.pth.tar") for folder in (whole, parts))
+    assert a["best_acc"] == b["best_acc"]
+    for key, value in a["state_dict"].items():
+        assert torch.equal(value, b["state_dict"][key]), key
+    for i, state in a["optimizer"]["state"].items():
+        assert torch.equal(state["exp_avg_sq"], b["optimizer"]["state"][i]["exp_avg_sq"])
+    assert {path.name for path in (parts / "model").glob("epoch*")} == {"epoch3.pth.tar"}
+    assert list((parts / "img").glob("events.*"))
+    assert not any(key.startswith("module.") for key in a["state_dict"])
+    assert {"epoch", "state_dict", "best_acc", "optimizer", "iteration"} <= a.keys()
+    assert len(a["optimizer"]["param_groups"]) == 2 * len(a["optimizer"]["state"])  # q's and k's parameters
+
+
+@pytest.mark.slow
+def test_checkpoint_of_the_original_resumes(cwd):
+    """Without our extra entries, with module. prefixes, numpy scalars and one optimiser group per parameter."""
+    run_ok(*NCE, "--epochs", "1", cwd=cwd)
+    own = torch.load(cwd / f"log-pretrain/{RUN}/model/epoch0.pth.tar", weights_only=True)
+    torch.save({"epoch": np.int64(0), "best_acc": np.float64(own["best_acc"]), "iteration": own["iteration"],
+                "state_dict": {f"module.{k}": v for k, v in own["state_dict"].items()},
+                "optimizer": own["optimizer"]}, cwd / "original.pth.tar")
+    run_ok(*NCE, "--epochs", "2", "--name_prefix", "a_", "--resume", "original.pth.tar", cwd=cwd)
+    run_ok(*NCE, "--epochs", "2", "--resume", "auto", cwd=cwd)
+    ours = losses(cwd / f"log-pretrain/{RUN}")
+    assert {i: loss for i, loss in ours.items() if i >= 4} == losses(cwd / f"log-pretrain/a_{RUN}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["launch", "run"])
+def test_two_processes_by_launcher(cwd, launcher):
+    launcher = ("-m", f"torch.distributed.{launcher}", "--nproc_per_node=2", f"--master_port={free_port()}")
+    text = run_ok("main_nce.py", "--net", "s3d", "--model", "ubernce", "--dataset", "tiny-f-2clip", *SMALL, "--moco-k",
+                  "8", "--batch_size", "2", "--epochs", "2", cwd=cwd, launcher=launcher)
+    assert "2 processes" in text
+    folder = cwd / "log-pretrain/ubernce_k8_tiny-f-2clip-32_s3d_bs2_lr0.001_seq2_len8_ds1"
+    trace = losses(folder)
+    assert sorted(trace) == list(range(8))
+    assert all(math.isfinite(loss) for loss in trace.values())
+    state = load_checkpoint(folder / "model/epoch1.pth.tar")["state_dict"]
+    assert state["queue_label"].min() >= 0
+    assert state["queue_ptr"].tolist() == [0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [("--precision", "bf16", "--channels_last"),
+                                     ("--bn_splits", "4", "--net", "s3dg", "--batch_size", "8")])
+def test_precision_and_layout_train(cwd, options):
+    text = run_ok(*NCE, "--epochs", "1", *options, cwd=cwd)
+    assert "epoch 0 of 0-0: loss" in text
+    saved = load_checkpoint(next((cwd / "log-pretrain").glob("*/model/epoch0.pth.tar")))
+    assert all(v.isfinite().all() for v in saved["state_dict"].values())
+    assert all(v.dtype in (torch.float32, torch.int64) for v in saved["state_dict"].values())
+
+
+def test_broken_video_is_named_and_training_goes_on(tmp_path):
+    rng = np.random.default_rng(0)
+    frames = [jpeg(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)) for _ in range(20)]
+    videos = {f"A/good{i}": frames for i in range(7)} | {"A/broken": [b"no jpeg"] * 20}
+    write_database(tmp_path / "data/bad/rgb.lmdb", videos)
+    (tmp_path / "data/bad/split.csv").write_text("".join(f"{name},train\n" for name in videos))
+    text = run_ok(*NCE, "--dataset", "bad-2clip", "--epochs", "2", cwd=tmp_path)
+    assert "A/broken" in text
+    assert "epoch 1 of 0-1" in text
+
+
+def save(path, **entries):
+    torch.save(entries, path)
+    return str(path)
+
+
+BAD = {
+    "unknown net": (("--net", "vgg"), "vgg"),
+    "unknown model": (("--model", "simclr"), "simclr"),
+    "unknown dataset": (("--dataset", "nowhere-2clip"), "nowhere"),
+    "missing database": (("--dataset", "ucf101-2clip"), "data/ucf101/rgb.lmdb.*--rgb_lmdb"),
+    "two streams": (("--dataset", "tiny-2stream-2clip"), "tiny-2clip or tiny-f-2clip"),
+    "queue": (("--moco-k", "9"), "9.*4"),
+    "few videos": (("--batch_size", "32", "--moco-k", "32"), "18 videos.*--batch_size"),
+    "splits": (("--bn_splits", "3"), "--bn_splits 3"),
+    "absent checkpoint": (("--resume", "nothing.tar"), "nothing.tar"),
+    "no checkpoint": (("--pretrain", "text.tar"), "text.tar"),
+    "other network": (("--pretrain", "r50.tar"), "r50"),
+    "other network resumed": (("--resume", "r50.tar"), "r50"),
+    "test": (("--test", "x"), "main_classifier"),
+    "no order": (("--rgb_lmdb", "no_order.lmdb"), "no_order.lmdb.*__order__"),
+    "clips too small": (("--seq_len", "4"), "--seq_len 4 --img_dim 32"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_status_2(cwd, case):
+    options, message = BAD[case]
+    (cwd / "text.tar").write_text("this is text")
+    save(cwd / "r50.tar", state_dict={"encoder_q.0.layer4.2.bn1.weight": torch.ones(3)}, epoch=1)
+    write_database(cwd / "no_order.lmdb", {"A/a": []}, without=("__order__",))
+    done = run(*NCE, "--epochs", "1", *options, cwd=cwd)
+    assert done.returncode == 2, done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert "error: " in last
+    assert re.search(message, last), last
+    assert "Traceback" not in done.stderr
+    assert not list(cwd.glob("log-pretrain/*/model/*"))
+
+
+def test_a_finished_run_is_not_overwritten(cwd):
+    run_ok(*NCE, "--epochs", "1", cwd=cwd)
+    done = run(*NCE, "--epochs", "1", cwd=cwd)
+    assert done.returncode == 2
+    assert "--resume auto" in done.stderr
+
+
