@@ -42,13 +42,17 @@ class Part:
         offsets = {stream: file.tell() for stream, file in self.files.items()}
         entry: dict = {"video": video.name}
         try:
-            counts = self._write_frames(video, offsets, flow_clock)
-            entry["records"] = {s: [offsets[s], f.tell() - offsets[s], counts[s]] for s, f in self.files.items()}
-        except BrokenVideo as error:
-            self._forget(offsets)
-            entry["left_out"] = error.reason
+            try:
+                counts = self._write_frames(video, offsets, flow_clock)
+                entry["records"] = {s: [offsets[s], f.tell() - offsets[s], counts[s]] for s, f in self.files.items()}
+            except BrokenVideo as error:
+                entry["left_out"] = error.reason
+                for stream, file in self.files.items():
+                    file.seek(offsets[stream])
+                    file.truncate()
         except OSError as error:
-            self._forget(offsets)
+            for stream, file in self.files.items():
+                os.ftruncate(file.fileno(), offsets[stream])  # not by the file object, which would write first
             raise cannot_write(self.path.parent, error) from error
         return self.note(entry | {"seconds": time.perf_counter() - start, "flow_seconds": flow_clock[0]})
 
@@ -79,11 +83,6 @@ class Part:
         if any(counts[stream] < (2 if stream == "rgb" else 1) for stream in self.files):
             raise BrokenVideo(video.name, "fewer than two frames")
         return counts
-
-    def _forget(self, offsets: dict[str, int]) -> None:
-        for stream, file in self.files.items():
-            file.seek(offsets[stream])
-            file.truncate()
 
 
 def work(connection: Connection, folder: Path, options: Options) -> None:

@@ -158,8 +158,8 @@ def merge(out: Path, entries: dict[str, dict], left_out: dict[str, str], options
             write_store(out / f"{stream}.lmdb", list(done), record_of)
         size, frames = (sum(entry["records"][stream][i] for entry in done.values()) for i in (1, 2))
         report["streams"][stream] = {"frames": frames, "bytes": size, "bytes_per_frame": round(size / frames, 1)}
-    report["process_seconds"] = round(sum(entry.get("seconds", 0) for entry in entries.values()), 1)
-    report["flow_seconds"] = round(sum(entry.get("flow_seconds", 0) for entry in entries.values()), 1)
+    report["process_seconds"] = round(sum(entry.get("seconds", 0) for entry in entries.values()), 3)
+    report["flow_seconds"] = round(sum(entry.get("flow_seconds", 0) for entry in entries.values()), 3)
     _write_text(out / "prepared.json", json.dumps(report, indent=1) + "\n")
     for stream, figure in report["streams"].items():
         log.info("%s: %d frames, %.1f MB, %.0f bytes per frame", out / f"{stream}.lmdb", figure["frames"],
@@ -201,7 +201,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--streams", default="rgb,flow", choices=STREAMS, metavar="rgb|flow|rgb,flow",
                         help="what to make")
     parser.add_argument("--flow", default="tvl1", choices=METHODS, help="flow method; dis is some 30 times as fast")
-    parser.add_argument("--bound", type=float, default=20, help="flow is clipped to this many pixels")
+    parser.add_argument("--bound", type=float, default=20.0, help="flow is clipped to this many pixels")
     parser.add_argument("--short_side", type=positive_int, metavar="PIXELS",
                         help="scale frames so that the shorter side is this long; their size is kept if not given")
     parser.add_argument("--fps", type=float, help="leave out frames down to this rate; every frame if not given")
