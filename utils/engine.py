@@ -124,22 +124,24 @@ class Trainer:
         keep_all: keep every checkpoint.
         best: name of the scalar whose maximum marks the best epoch.
         validate: called after each epoch with its number, returns further scalars of the epoch.
+        extra: further entries of every checkpoint.
     """
 
     def __init__(self, args: argparse.Namespace, world: World, model: nn.Module, groups: list[dict[str, Any]],
                  make_optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer], step: Step,
                  loader: DataLoader, folder: Path, resume: Path | None = None, keep_all: bool = False,
-                 best: str = "top1", validate: Callable[[int], dict[str, float]] | None = None):
+                 best: str = "top1", validate: Callable[[int], dict[str, float]] | None = None,
+                 extra: dict[str, Any] | None = None):
         self.args, self.world, self.step, self.loader, self.best, self.validate = (
             args, world, step, loader, best, validate)
         self.batches = loader.batch_sampler
         if self.batches.batches_per_epoch() == 0:
             raise UserError(f"{self.batches.length} videos are fewer than one batch of {args.batch_size} on each of "
                             f"{world.size} processes; lower --batch_size")
-        self.folder = folder
+        self.folder, self.extra = folder, extra or {}
         self.checkpoints = CheckpointFolder(folder / "model", keep_all)
-        self.memory_format = torch.channels_last_3d if args.channels_last else torch.contiguous_format
-        self.model = model.to(world.device, memory_format=self.memory_format)
+        memory_format = torch.channels_last_3d if args.channels_last else torch.contiguous_format
+        self.model = model.to(world.device, memory_format=memory_format)
         self.optimizer = make_optimizer(groups)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=args.precision == "fp16")
         self.epoch, self.first_batch, self.iteration = args.start_epoch, 0, 0
@@ -183,6 +185,7 @@ class Trainer:
             "batches": batches,
             "options": {**vars(self.args), "lr": self.base_lr},
             "scaler": self.scaler.state_dict(),
+            **self.extra,
         }
         if batches:
             content["meters"] = {"sums": dict(self.meters.sums), "counts": dict(self.meters.counts)}
@@ -255,7 +258,7 @@ class Trainer:
         args, device = self.args, self.world.device
         # what a step draws follows from its number and rank, so that a resumed run draws what an undisturbed one would
         torch.manual_seed((args.seed * 1_000_003 + self.iteration) * 1009 + self.world.rank)
-        clips = augment_batch(batch, device)
+        clips = augment_batch(batch, device, args.channels_last)
         batch = {name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
                  for name, value in batch.items() if name not in ("clips", "draws", "index")}
         with autocast(args.precision, device):
@@ -327,10 +330,10 @@ def as_text(scalars: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:.4f}" for name, value in scalars.items())
 
 
-def augment_batch(batch: Batch, device: torch.device) -> Tensor:
+def augment_batch(batch: Batch, device: torch.device, channels_last: bool) -> Tensor:
     """Augment ``ClipDataset`` items on ``device``: uint8 [B, V, streams, T, S, S, 3] -> [B, V, streams, 3, T, S, S]."""
     clips = batch["clips"].to(device, non_blocking=True)
     shape = clips.shape[:3]
     streams = shape[2]
     draws = {name: draw.flatten(0, 1).repeat_interleave(streams, dim=0) for name, draw in batch["draws"].items()}
-    return augment(clips.flatten(0, 2), draws).unflatten(0, shape)
+    return augment(clips.flatten(0, 2), draws, channels_last).unflatten(0, shape)
