@@ -40,7 +40,7 @@ def test_pretrain_view_frequencies():
 def test_crop_of_a_square_frame_follows_the_released_distribution():
     rng = np.random.default_rng(1)
     side = 1000
-    boxes = np.array([draw_crop(rng, side, side) for _ in range(20000)])
+    boxes = np.array([draw_crop(rng, side, side) for _ in range(100000)])
     top, left, h, w = boxes.T
     whole = (h == side) & (w == side)
     # the same experiment in closed form: with u = area, a = aspect, it fits if u * a <= 1 and u / a <= 1
