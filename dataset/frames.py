@@ -139,7 +139,7 @@ def read_jpegs(video: Video, paths: Iterable[str]) -> Iterator[bytes]:
             jpeg = Path(path).read_bytes()
         except OSError as error:
             raise BrokenVideo(video.name, f"cannot read {path}: {error.strerror}") from error
-        if not jpeg.rstrip(b"\0").endswith(b"\xff\xd9") or decode(jpeg) is None:
+        if not is_whole(jpeg) or decode(jpeg) is None:
             raise BrokenVideo(video.name, f"{path} is not a whole JPEG")
         yield jpeg
 
@@ -156,6 +156,11 @@ def read_flow_files(video: Video, files: dict[str, list[str]],
             if x.shape != y.shape:
                 raise BrokenVideo(video.name, f"flow_x and flow_y in {video.path} differ in size")
             yield encode(np.dstack([x, y, np.full_like(x, 128)]))
+
+
+def is_whole(jpeg: bytes) -> bool:
+    """Whether a JPEG has its end; decoders fill in what is missing of a torn one."""
+    return jpeg.rstrip(b"\0").endswith(b"\xff\xd9")
 
 
 def decode(jpeg: bytes, mode: int = cv2.IMREAD_COLOR) -> np.ndarray | None:
