@@ -13,18 +13,20 @@ from dataset.store import BrokenVideo, VideoStore
 from utils.errors import UserError, one_line_errors
 from utils.options import Parser, positive_int
 
+Found = dict[str, tuple[int, tuple[int, int] | None] | None]
 
-def verify_store(store: VideoStore, sample: int | None, is_flow: bool, problems: list[str]) -> dict[str, tuple]:
+
+def verify_store(store: VideoStore, sample: int | None, is_flow: bool, problems: list[str]) -> Found:
     """Check the head of every record, and decode frames; append a line to ``problems`` for each that is broken.
 
     Args:
         sample: decode the first, the middle and the last frame of this many videos; None: every frame of all.
         is_flow: the frames should have the form (128, y, x).
 
-    Returns {name: (frames, (width, height) of a decoded frame or None)} of the videos whose record is a list.
+    Returns {name: (frames, (width, height) of a decoded frame or None)}; None for a broken video.
     """
     announced = store.frame_counts()
-    found: dict[str, tuple] = {}
+    found: Found = {}
     chosen = range(len(store)) if sample is None else np.linspace(0, len(store) - 1, min(sample, len(store)), dtype=int)
     chosen, record_bytes, decoded, sizes = set(chosen), 0, 0, Counter()
     for name, count in Counter(store.names).items():
@@ -45,12 +47,14 @@ def verify_store(store: VideoStore, sample: int | None, is_flow: bool, problems:
                     decoded += 1
         except BrokenVideo as error:
             problems.append(str(error))
+            found[name] = None
             continue
         found[name] = frames, size
         if frames != announced[position]:
             problems.append(f"{name}: {frames} frames, but __vlen__ says {announced[position]}")
-    frames = sum(count for count, _ in found.values())
-    print(f"{store.path}: {len(found)} of {len(store)} videos readable, {frames} frames, {record_bytes / 1e6:.1f} MB, "
+    readable = [video for video in found.values() if video]
+    frames = sum(count for count, _ in readable)
+    print(f"{store.path}: {len(readable)} of {len(store)} videos readable, {frames} frames, {record_bytes / 1e6:.1f} MB, "
           f"{record_bytes / max(frames, 1):.0f} bytes per frame; decoded {decoded} frames of {len(chosen)} videos, "
           + (", ".join(f"{count} of {size[0]}x{size[1]}" for size, count in sizes.most_common(5)) or "none"))
     return found
@@ -72,12 +76,11 @@ def verify_frame(store: VideoStore, position: int, index: int, size: tuple[int, 
     return width, height
 
 
-def compare(rgb: dict[str, tuple], flow: dict[str, tuple], problems: list[str]) -> None:
+def compare(rgb: Found, flow: Found, problems: list[str]) -> None:
     """Append where two databases differ: videos that only one has, frame counts (flow has one fewer), frame sizes."""
     for one, other, label in ((rgb, flow, "flow"), (flow, rgb, "RGB")):
-        missing = sorted(one.keys() - other.keys())
-        problems += [f"{name}: not in the {label} database, or broken there" for name in missing]
-    for name in sorted(rgb.keys() & flow.keys()):
+        problems += [f"{name}: not in the {label} database" for name in sorted(one.keys() - other.keys())]
+    for name in sorted(name for name in rgb.keys() & flow.keys() if rgb[name] and flow[name]):
         (frames, size), (flow_frames, flow_size) = rgb[name], flow[name]
         if flow_frames != frames - 1:
             problems.append(f"{name}: {frames} RGB frames need {frames - 1} flow frames, there are {flow_frames}")
