@@ -26,14 +26,7 @@ class Meters:
 
     def flush(self) -> list[dict[str, float]]:
         """The steps added since the last flush, each the mean over ranks; all ranks must flush together."""
-        scalars = [value.double() for step in self._pending for value in step.values()]
-        if not scalars:
-            return []
-        stacked = torch.stack(scalars)
-        if dist.is_initialized():
-            dist.all_reduce(stacked)
-            stacked /= dist.get_world_size()
-        numbers = iter(stacked.tolist())
+        numbers = iter(self._read([value.double() for step in self._pending for value in step.values()]))
         steps = [{name: next(numbers) for name in step} for step in self._pending]
         self._pending.clear()
         for step in steps:
@@ -41,6 +34,16 @@ class Meters:
                 self.sums[name] += value
                 self.counts[name] += 1
         return steps
+
+    @staticmethod
+    def _read(scalars: list[Tensor]) -> list[float]:
+        if not scalars:
+            return []
+        stacked = torch.stack(scalars)
+        if dist.is_initialized():
+            dist.all_reduce(stacked)
+            stacked /= dist.get_world_size()
+        return stacked.tolist()
 
     def means(self) -> dict[str, float]:
         """Mean of each scalar over the steps that had it."""

@@ -24,8 +24,9 @@ def test_meters_mean_over_the_steps_that_have_a_scalar():
     meters.add({"loss": torch.tensor(3.0), "precision": torch.tensor(0.5)})
     assert meters.flush() == [{"loss": 1.0}, {"loss": 3.0, "precision": 0.5}]
     assert meters.flush() == []
+    meters.add({})
     meters.add({"loss": torch.tensor(5.0)})
-    meters.flush()
+    assert meters.flush() == [{}, {"loss": 5.0}]
     assert meters.means() == {"loss": 3.0, "precision": 0.5}
 
 

@@ -1,0 +1,169 @@
+"""main_coclr.py as a user runs it: start from checkpoints, mining, hiding, resuming, several processes."""
+import argparse
+import contextlib
+import json
+import re
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from databases import make_dataset
+from runs import ROOT, SMALL, environment, free_port, losses, run, run_ok
+
+import main_coclr
+from model.loss import mil_nce_loss
+from utils.checkpoint import load_checkpoint
+
+COCLR = ("main_coclr.py", "--dataset", "tiny-2stream-2clip", *SMALL, "--moco-k", "8", "--batch_size", "4",
+         "--topk", "2")
+RUN = "coclr-top2_k8_tiny-2stream-2clip-32_s3d_bs4_lr0.001_seq2_len8_ds1"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A working folder with the dataset "tiny" and one InfoNCE checkpoint per stream, rgb.tar and flow.tar."""
+    home = tmp_path_factory.mktemp("home")
+    make_dataset(home / "data" / "tiny")
+    for stream, ending in (("rgb", ""), ("flow", "-f")):
+        run_ok("main_nce.py", "--dataset", f"tiny{ending}-2clip", *SMALL, "--moco-k", "16", "--batch_size", "8",
+               "--epochs", "1", cwd=home)
+        (made,) = home.glob(f"log-pretrain/*tiny{ending}-2clip*/model/epoch0.pth.tar")
+        made.rename(home / f"{stream}.tar")
+    return home
+
+
+@pytest.fixture
+def cwd(home, tmp_path):
+    for name in ("data", "rgb.tar", "flow.tar"):
+        (tmp_path / name).symlink_to(home / name)
+    return tmp_path
+
+
+def encoder(path, name):
+    return {key[len(name) + 1:]: value for key, value in load_checkpoint(path)["state_dict"].items()
+            if key.startswith(f"{name}.")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reverse", [False, True])
+def test_start_from_checkpoints(cwd, reverse):
+    """One epoch at learning rate 0: the encoders are still those of the checkpoints; what was loaded is said."""
+    start = ("flow.tar", "rgb.tar") if reverse else ("rgb.tar", "flow.tar")
+    text = run_ok(*COCLR, "--epochs", "1", "--lr", "0", "--moco-m", "0.5", *["--reverse"] * reverse,
+                  "--pretrain", *start, cwd=cwd)
+    assert f"encoder_q of {start[0]}, epoch 0" in text
+    assert f"encoder_q of {start[1]}, epoch 0" in text
+    assert text.count("the first 2 steps fill them") == 1
+    (made,) = cwd.glob(f"log-pretrain/coclr-top2{'-R' * reverse}_*/model/epoch0.pth.tar")
+    own, other = (encoder(cwd / path, "encoder_q") for path in start)
+    for key, value in encoder(made, "sampler").items():
+        assert torch.equal(value, other[key]), key
+    trained, momentum = encoder(made, "encoder_q"), encoder(made, "encoder_k")
+    for key, value in trained.items():
+        if "running" not in key and "num_batches" not in key:
+            assert torch.equal(value, own[key]), key
+            torch.testing.assert_close(momentum[key], value)
+
+
+@pytest.mark.slow
+def test_killed_co_training_resumes_exactly(cwd):
+    """Interrupted in the middle of an epoch, by a signal, then resumed: every loss as in the undisturbed run."""
+    options = ("--epochs", "4", "--print_freq", "1", "--pretrain", "rgb.tar", "flow.tar")
+    run_ok(*COCLR, *options, "--name_prefix", "whole_", cwd=cwd)
+    command = [sys.executable, str(ROOT / COCLR[0]), *COCLR[1:], *options]
+    process = subprocess.Popen(command, cwd=cwd, env=environment(), stderr=subprocess.PIPE, text=True)
+    trace = cwd / f"log-pretrain/{RUN}/scalars.jsonl"
+    while not (trace.exists() and trace.read_text().count("\n") >= 6):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            pytest.fail(f"ended early with status {process.wait(timeout=0.1)}")
+    process.send_signal(signal.SIGTERM)
+    text = process.communicate(timeout=60)[1]
+    assert process.returncode == 128 + signal.SIGTERM, text
+    assert "--resume auto goes on from there" in text
+    run_ok(*COCLR, *options, "--resume", "auto", cwd=cwd)
+    whole = losses(cwd / f"log-pretrain/whole_{RUN}")
+    assert losses(cwd / f"log-pretrain/{RUN}") == whole
+    assert sorted(whole) == list(range(2, 16)), "two steps fill the queue"
+    a, b = (load_checkpoint(cwd / f"log-pretrain/{prefix}{RUN}/model/epoch3.pth.tar") for prefix in ("", "whole_"))
+    for key, value in a["state_dict"].items():
+        assert torch.equal(value, b["state_dict"][key]), key
+    assert a["best_acc"] == b["best_acc"]
+
+
+@pytest.mark.slow
+def test_two_processes(cwd):
+    launcher = ("-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}")
+    run_ok(*COCLR, "--batch_size", "2", "--epochs", "3", "--pretrain", "random", "random", cwd=cwd, launcher=launcher)
+    (folder,) = cwd.glob("log-pretrain/coclr-top2_*_bs2_*")
+    assert sorted(losses(folder)) == list(range(2, 12))
+    records = [json.loads(line) for line in (folder / "scalars.jsonl").read_text().splitlines()]
+    full = [record for record in records if "loss" in record]
+    assert all({"top1", "top5", "self_top1", "self_top5", "mining_precision"} <= record.keys() for record in full)
+    assert all(0 <= record["mining_precision"] <= 1 for record in full)
+
+
+class FixedModel(torch.nn.Module):
+    """Gives fixed logits, positives and mined sources."""
+
+    def __init__(self, logits, positives, mined):
+        super().__init__()
+        self.answer, self.mined_source, self.queue_is_full = (logits, positives), mined, True
+
+    def forward(self, block1, block2, source):
+        return self.answer
+
+
+@pytest.mark.parametrize("hide", [0.0, 1.0, 0.9])
+def test_step_against_transcription(hide):
+    rng = np.random.default_rng(0)
+    logits = torch.tensor(rng.normal(size=(4, 9)))
+    positives = torch.tensor(rng.random((4, 9)) < 0.3)
+    positives[:, 0] = True
+    positives[3, 1:] = False
+    source_label = torch.tensor([0, 0, 1, 2, 2])
+    mined = torch.tensor([[0, 2], [1, 1], [3, 4], [2, 0]])
+    label = torch.tensor([0, 1, 2, 0])
+    args = argparse.Namespace(topk=2, hide_self=hide, seed=3)
+    step = main_coclr.make_step(args, source_label)
+    hidden = 0
+    for iteration in range(300):
+        loss, scalars = step(FixedModel(logits, positives, mined), torch.zeros(4, 2, 1), {"source": label,
+                             "label": label}, iteration)
+        rows = [[sum(row) == 1, *row[1:].tolist()] for row in positives]
+        without, plain = mil_nce_loss(logits, torch.tensor(rows)), mil_nce_loss(logits, positives)
+        assert loss.item() in (without.item(), plain.item())
+        hidden += loss.item() == without.item()
+        right = [int(source_label[m] == label[i]) for i, row in enumerate(mined) for m in row]
+        assert scalars["mining_precision"].item() == pytest.approx(np.mean(right))
+        best = logits.argmax(1)
+        assert scalars["self_top1"].item() == np.mean([b == 0 for b in best.tolist()])
+        assert scalars["top1"].item() == np.mean([bool(positives[i, b]) for i, b in enumerate(best.tolist())])
+    assert {0.0: hidden == 0, 1.0: hidden == 300, 0.9: 250 <= hidden <= 288}[hide]
+
+
+def test_labels_by_source():
+    videos = argparse.Namespace(sources=np.array([4, 0, 4, 2]), labels=np.array([1, 0, 1, 2]))
+    assert main_coclr.label_of_source(videos).tolist() == [0, -1, 2, -1, 1]
+
+
+BAD = {
+    "no start": ((), "--pretrain OWN OTHER"),
+    "absent": (("--pretrain", "rgb.tar", "nothing.tar"), "nothing.tar"),
+    "other network": (("--pretrain", "rgb.tar", "flow.tar", "--net", "r50"), "InfoNCE on s3d.*--net"),
+    "other size": (("--pretrain", "rgb.tar", "flow.tar", "--moco-dim", "8"), "--moco-dim"),
+    "one stream": (("--dataset", "tiny-2clip", "--pretrain", "random", "random"), "tiny-2stream-2clip"),
+    "topk": (("--topk", "8", "--pretrain", "random", "random"), "--topk 8"),
+    "one checkpoint": (("--pretrain", "rgb.tar"), "--pretrain"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_status_2(cwd, case):
+    options, message = BAD[case]
+    done = run(*COCLR, "--epochs", "1", *options, cwd=cwd)
+    assert done.returncode == 2, done.stderr
+    assert re.search(message, done.stderr.strip().splitlines()[-1]), done.stderr
+    assert "Traceback" not in done.stderr
