@@ -1,5 +1,7 @@
 """The one dataset: random clips of the videos of any dataset, in any streams, as uint8 frames plus their draws."""
 import argparse
+import atexit
+import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -129,6 +131,14 @@ def start_worker(worker: int) -> None:
     cv2.setNumThreads(0)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+
+
+@atexit.register
+def kill_workers() -> None:
+    """End workers that are left when a run fails: they ignore SIGTERM, for which multiprocessing would wait forever."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # else torch raises that a worker was killed
+    for worker in multiprocessing.active_children():
+        worker.kill()
 
 
 def make_loader(dataset: ClipDataset, batch_size: int, workers: int, rank: int, world_size: int,

@@ -1,0 +1,115 @@
+"""Network outputs averaged over the windows and crops of each video: windows of many videos share a forward batch."""
+import itertools
+import logging
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from tqdm import tqdm
+
+from dataset.views import JITTER_IDENTITY
+from dataset.window_dataset import Item, WindowDataset, window_loader
+from utils.augment import augment
+from utils.launch import World
+from utils.precision import autocast
+
+log = logging.getLogger("coclr")
+
+CROPS = {"center": 1, "five": 5, "ten": 5}  # spatial crops decoded; ten = five and their mirror images
+
+
+def views_of(crops: str) -> dict[str, list[int]]:
+    """Views averaged for each result of a ``crops`` test, which also gives the smaller tests.
+
+    With m mirror images per crop (1, or 2 for ten), view crop * m + flip is a crop and whether it is mirrored.
+    """
+    if crops == "center":
+        return {"center": [0]}
+    if crops == "five":
+        return {"center": [4], "five": list(range(5))}
+    return {"center": [8], "five": list(range(0, 10, 2)), "ten": list(range(10))}
+
+
+def packed(items: Iterable[Item], mirrored: Sequence[bool], batch_size: int,
+           device: torch.device) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Batches of exactly ``batch_size`` windows (the last has the rest), across videos, crops and mirror images.
+
+    Yields clips uint8 [n, T, S, S, 3] on the device, and flip bool, video int64 and view int64, [n] each, on the CPU.
+    """
+    parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+    room = batch_size
+    for item in items:
+        frames = item["frames"].to(device, non_blocking=True)  # [crops, F, S, S, 3]
+        views = itertools.product(range(len(frames)), mirrored)
+        for view, (crop, flip) in enumerate(views):
+            start = 0
+            while start < len(item["windows"]):
+                windows = item["windows"][start:start + room]  # [w, T]
+                clips = frames[crop][windows.to(device, non_blocking=True)]  # [w, T, S, S, 3]
+                parts.append((clips, *(torch.full((len(windows),), value) for value in (flip, item["video"], view))))
+                start, room = start + len(windows), room - len(windows)
+                if room == 0:
+                    yield tuple(map(torch.cat, zip(*parts, strict=True)))
+                    parts, room = [], batch_size
+    if parts:
+        yield tuple(map(torch.cat, zip(*parts, strict=True)))
+
+
+def normalised(clips: Tensor, flip: Tensor, channels_last: bool) -> Tensor:
+    """uint8 [n, T, S, S, 3] -> network input [n, 3, T, S, S], mirrored where ``flip`` [n] says so."""
+    n, t = clips.shape[:2]
+    draws = {"jitter_order": torch.arange(4).expand(n, 4), "jitter_factors": torch.tensor(JITTER_IDENTITY).expand(n, 4),
+             "grey_channel": torch.full((n, t), -1), "blur_sigma": torch.zeros(n), "flip": flip}
+    return augment(clips, draws, channels_last)
+
+
+@torch.no_grad()
+def average_over_windows(network: Callable[[Tensor], Tensor], size: int, dataset: WindowDataset,
+                         views: dict[str, list[int]], world: World, batch_size: int, workers: int = 0,
+                         precision: str = "fp32", channels_last: bool = False) -> tuple[dict[str, Tensor], Tensor]:
+    """Mean output of ``network`` over all windows of each video and over the views of each result.
+
+    Args:
+        network: clips [n, 3, T, S, S] -> outputs [n, size].
+        views: see ``views_of``.
+        batch_size: windows in one forward pass.
+
+    Returns the means by result, float32 [V, size] on the CPU, and which videos could be read, bool [V]; the same on
+    every rank. The processes share the videos, every window counts once, and batches and processes change nothing.
+    """
+    device = world.device
+    mirrored = (False, True) if max(map(max, views.values())) >= dataset.crops else (False,)
+    sums = torch.zeros(len(views), len(dataset.videos), size, dtype=torch.float64, device=device)
+    windows = torch.zeros(len(dataset.videos), dtype=torch.float64)
+    members = [torch.tensor([view in chosen for view in range(dataset.crops * len(mirrored))])
+               for chosen in views.values()]
+
+    def counted() -> Iterator[Item]:
+        items = window_loader(dataset, workers, world.rank, world.size, device)
+        quiet = not (world.is_main and sys.stderr.isatty())
+        for item in tqdm(items, "test", unit="video", disable=quiet, leave=False, dynamic_ncols=True):
+            # NaN marks a video for all ranks, also where another part of it could be read
+            windows[item["video"]] += float("nan") if item["broken"] else len(item["windows"])
+            if item["broken"]:
+                log.warning("left out: %s", item["broken"])
+            else:
+                yield item
+
+    # TF32 and the choice of an algorithm by trial would make results depend on the batch
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        for clips, flip, video, view in packed(counted(), mirrored, batch_size, device):
+            with autocast(precision, device):
+                output = network(normalised(clips, flip, channels_last))
+            for total, member in zip(sums, members, strict=True):
+                rows = member[view].nonzero().flatten()
+                total.index_add_(0, video[rows].to(device), output[rows.to(device)].double())
+    windows = windows.to(device)
+    if world.size > 1:
+        dist.all_reduce(sums)
+        dist.all_reduce(windows)
+    readable = windows.isfinite()
+    means = {name: (total / (windows[:, None] * len(chosen))).float().cpu()
+             for (name, chosen), total in zip(views.items(), sums, strict=True)}
+    return means, readable.cpu()

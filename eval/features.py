@@ -1,0 +1,119 @@
+"""Features of videos on disk: {dataset}_{train,test}_{feature,label}.pth.tar, names as JSON, and what made them."""
+import hashlib
+import json
+import logging
+import pickle
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dataset.registry import Videos
+from eval.records import read_json, write_file
+from eval.weights import digest
+from utils.checkpoint import save_atomically
+from utils.errors import UserError
+
+log = logging.getLogger("coclr")
+
+PARTS = ("train", "test")
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features [N, C] float32 of one part of a dataset, labels [N] int64 and "class/video" names (may be unknown)."""
+
+    features: Tensor
+    labels: Tensor
+    names: list[str] | None
+
+
+def provenance(checkpoint: Path, videos: dict[str, Videos], settings: dict[str, Any]) -> dict[str, Any]:
+    """What features are made from: a digest of the checkpoint, of the videos of each part, and the settings."""
+    made_from = {"checkpoint": checkpoint.name, "sha256": digest(checkpoint), "settings": settings}
+    for part, chosen in videos.items():
+        content = [chosen.names, chosen.frames.tolist(), chosen.labels.tolist(),
+                   [store.path for store in chosen.stores.values()]]
+        made_from[f"{part}_videos"] = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    return made_from
+
+
+def provenance_path(folder: Path, dataset: str) -> Path:
+    return folder / f"{dataset}_provenance.json"
+
+
+def save_features(folder: Path, dataset: str, parts: dict[str, Features], made_from: dict[str, Any]) -> None:
+    """Write the features of both parts; what made them goes last, so that a half-written set is not taken for whole."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        provenance_path(folder, dataset).unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}; choose another --dirname") from error
+    for part, content in parts.items():
+        save_atomically(content.features, folder / f"{dataset}_{part}_feature.pth.tar")
+        save_atomically(content.labels, folder / f"{dataset}_{part}_label.pth.tar")
+        write_file(folder / f"{dataset}_{part}_names.json", json.dumps(content.names))
+    write_file(provenance_path(folder, dataset), json.dumps(made_from, indent=1))
+
+
+def made_from_the_same(folder: Path, dataset: str, made_from: dict[str, Any]) -> bool:
+    """Whether the features in ``folder`` can be reused; says why where they cannot."""
+    path = provenance_path(folder, dataset)
+    if not path.is_file():
+        return False
+    saved = read_json(path)
+    differing = [key for key, value in made_from.items() if not isinstance(saved, dict) or saved.get(key) != value]
+    if differing:
+        log.info("the features in %s were made from something else (%s differs); making them anew", folder,
+                 ", ".join(differing))
+    return not differing
+
+
+def find_folder(test: str, dirname: str, dataset: str, checkpoint: Path | None = None) -> Path:
+    """The feature folder that ``test`` means: itself, DIRNAME in it, or DIRNAME beside the checkpoint ``test``.
+
+    Raises UserError when there are no features of ``dataset``, or they were made from another checkpoint.
+    """
+    path = Path(test)
+    folders = [path.parent / dirname] if path.is_file() else [path, path / dirname]
+    for folder in folders:
+        if (folder / f"{dataset}_test_feature.pth.tar").is_file():
+            break
+    else:
+        raise UserError(f"no features of {dataset} in {folders[0]}; make them by "
+                        f"'python main_classifier.py --dataset {dataset} --test CKPT --retrieval'")
+    if path.is_file():
+        saved = read_json(provenance_path(folder, dataset)) if provenance_path(folder, dataset).is_file() else {}
+        if saved.get("sha256") != digest(path):
+            raise UserError(f"the features in {folder} are of another checkpoint ({saved.get('checkpoint', 'unknown')})"
+                            f", not of {path}; make them anew by main_classifier.py --test {path} --retrieval")
+    return folder
+
+
+def _load_tensor(path: Path) -> Tensor:
+    try:
+        value = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError,
+            IndexError, zipfile.BadZipFile) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise UserError(f"{path} is not a readable feature file: {reason}; make it anew by --retrieval") from error
+    if not isinstance(value, Tensor):
+        raise UserError(f"{path} holds a {type(value).__name__}, not a tensor; make it anew by --retrieval")
+    return value
+
+
+def load_features(folder: Path, dataset: str, part: str) -> Features:
+    """Read one part's features, ours or the original's (which have no names); UserError where they do not fit."""
+    path = folder / f"{dataset}_{part}_feature.pth.tar"
+    features = _load_tensor(path).float()
+    labels = _load_tensor(folder / f"{dataset}_{part}_label.pth.tar").long().flatten()
+    names_path = folder / f"{dataset}_{part}_names.json"
+    names = read_json(names_path) if names_path.is_file() else None
+    lengths = {len(features), len(labels)} | ({len(names)} if isinstance(names, list) else set())
+    if features.dim() != 2 or len(lengths) != 1 or not len(features):
+        raise UserError(f"{path}: features of shape {list(features.shape)} do not fit {len(labels)} labels"
+                        f"{'' if names is None else f' and {len(names)} names'}; make them anew by --retrieval")
+    return Features(features, labels, names)

@@ -1,0 +1,117 @@
+"""Nearest-neighbour retrieval: R@k on saved features, and pictures of what was found."""
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from dataset.registry import open_videos
+from eval.features import Features, find_folder, load_features
+from eval.pictures import gallery, recall_curve
+from eval.records import write_file
+from utils.errors import UserError, one_line_errors
+from utils.log import start_logging
+from utils.options import Parser, positive_int
+
+log = logging.getLogger("coclr")
+
+KS = (1, 5, 10, 20, 50)
+QUERIES_AT_ONCE = 1024
+
+
+def centred(features: Tensor) -> Tensor:
+    """Features [N, C] minus their own mean, L2-normalised."""
+    return F.normalize(features - features.mean(dim=0), dim=1)
+
+
+def nearest(queries: Sequence[Tensor], gallery: Sequence[Tensor], k: int) -> Tensor:
+    """The k most similar gallery rows of each query, most similar first, int64 [Q, min(k, N)].
+
+    Both are lists of features, one [Q, C] and one [N, C] per stream; the similarities of the streams are added.
+    """
+    queries, gallery = [centred(f) for f in queries], [centred(f) for f in gallery]
+    found = []
+    for start in range(0, len(queries[0]), QUERIES_AT_ONCE):
+        similarity = sum(q[start:start + QUERIES_AT_ONCE] @ g.T for q, g in zip(queries, gallery, strict=True))
+        found.append(similarity.topk(min(k, similarity.shape[1]), dim=1).indices)
+    return torch.cat(found)
+
+
+def recall_at(neighbours: Tensor, query_labels: Tensor, gallery_labels: Tensor,
+              ks: Sequence[int] = KS) -> dict[str, float]:
+    """R@k in percent: the share of queries with their own class among the first k ``neighbours`` [Q, max(ks)]."""
+    hits = (gallery_labels[neighbours] == query_labels[:, None]).cummax(dim=1).values  # [Q, k]
+    return {f"R@{k}": 100 * hits[:, min(k, hits.shape[1]) - 1].double().mean().item() for k in ks}
+
+
+def retrieve(train: Sequence[Features], test: Sequence[Features]) -> tuple[dict[str, float], Tensor]:
+    """R@k for k in ``KS``, and the neighbours int64 [Q, 50], from the features of one or more streams."""
+    neighbours = nearest([f.features for f in test], [f.features for f in train], max(KS))
+    return recall_at(neighbours, test[0].labels, train[0].labels), neighbours
+
+
+def as_text(numbers: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.2f}" for name, value in numbers.items())
+
+
+def make_parser() -> Parser:
+    parser = Parser(__doc__)
+    parser.add_argument("--test", required=True, metavar="DIR|CKPT",
+                        help="feature folder, or the checkpoint beside which it lies")
+    parser.add_argument("--dirname", default="feature", help="name of the feature folder beside a checkpoint")
+    parser.add_argument("--dataset", default="ucf101", help="dataset of the features, NAME[-f]")
+    parser.add_argument("--gallery", metavar="FILE", help="write queries and their nearest training clips as .html "
+                        "(moving, self-contained) or .png")
+    parser.add_argument("--curve", metavar="FILE.png", help="draw R@k over k")
+    parser.add_argument("--queries", type=positive_int, default=12, help="queries in the gallery, evenly over classes")
+    parser.add_argument("--neighbours", type=positive_int, default=5, help="training clips shown per query")
+    parser.add_argument("--data_root", help="folder of the datasets; $COCLR_DATA or ./data if not given")
+    parser.add_argument("--rgb_lmdb", help="RGB database, if it is not at DATA_ROOT/NAME/rgb.lmdb")
+    parser.add_argument("--flow_lmdb", help="flow database, if it is not at DATA_ROOT/NAME/flow.lmdb")
+    parser.add_argument("--which_split", type=int, default=1, help="split that the features were made of")
+    return parser
+
+
+def stores_by_name(args, parts: dict[str, Features]) -> dict[str, dict[str, tuple]]:
+    """For each part, where the frames of a name lie: {name: (store, position)}."""
+    where = {}
+    for part, features in parts.items():
+        if features.names is None:
+            raise UserError("these features come without names, so no pictures; make them anew by --retrieval")
+        videos = open_videos(args.dataset, part, 1, 1, args.data_root,
+                             {"rgb": args.rgb_lmdb, "flow": args.flow_lmdb}, args.which_split)
+        (stream, store), = videos.stores.items()
+        where[part] = {name: (store, int(position))
+                       for name, position in zip(videos.names, videos.positions[stream], strict=True)}
+        if missing := set(features.names) - where[part].keys():
+            raise UserError(f"{store.path} lacks the video {sorted(missing)[0]} of the features; check --data_root")
+    return where
+
+
+@one_line_errors
+def main(argv: list[str] | None = None) -> None:
+    args = make_parser().parse_args(argv)
+    start_logging(is_main=True)
+    folder = find_folder(args.test, args.dirname, args.dataset)
+    train, test = (load_features(folder, args.dataset, part) for part in ("train", "test"))
+    numbers, neighbours = retrieve([train], [test])
+    log.info("%s, %d queries in %d training videos: %s", folder, len(test.labels), len(train.labels), as_text(numbers))
+    if args.curve:
+        curve = recall_at(neighbours, test.labels, train.labels, range(1, neighbours.shape[1] + 1))
+        log.info("wrote %s", write_file(args.curve, recall_curve({args.dataset: list(curve.values())})))
+    if args.gallery:
+        where = stores_by_name(args, {"train": train, "test": test})
+        rows = torch.linspace(0, len(test.labels) - 1, min(args.queries, len(test.labels))).long()
+        rows = test.labels.argsort(stable=True)[rows].tolist()  # evenly over the classes
+        found = [(test.names[row], [train.names[i] for i in neighbours[row, :args.neighbours].tolist()])
+                 for row in rows]
+        log.info("wrote %s", write_file(args.gallery, gallery(found, where, args.gallery.endswith(".png"))))
+
+
+if __name__ == "__main__":
+    main()
