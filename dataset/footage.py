@@ -48,7 +48,7 @@ def find_videos(folder: Path) -> tuple[list[Video], dict[str, str]]:
             name = f"{label}/{stem}"
             if name in videos:
                 left_out[f"{label}/{entry.name}"] = f"another video has this name: {videos[name].path} is taken"
-            elif not name.isprintable():  # also what is not UTF-8 on the disk
+            elif name.splitlines() != [name] or not _is_unicode(name):
                 left_out[ascii(name)] = "the name has characters that a list of names cannot hold; rename it"
             else:
                 videos[name] = Video(name, entry.path)
@@ -57,6 +57,14 @@ def find_videos(folder: Path) -> tuple[list[Video], dict[str, str]]:
                         f"{folder}; --videos is the folder that holds one folder per class")
     rank = {label: i for i, label in enumerate(class_order(videos))}
     return sorted(videos.values(), key=lambda v: (rank[v.name.split("/")[0]], v.name)), left_out
+
+
+def _is_unicode(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # a name on the disk that is not UTF-8
+        return False
+    return True
 
 
 def _entries(folder: Path) -> list[os.DirEntry]:
@@ -79,7 +87,7 @@ def _list_files(folder: Path) -> list[Path]:
 
 def copy_lists(lists: Path | None, out: Path) -> None:
     """Put the split lists into ``out``; the original's CSV (rows "path/class/video/,frames") become UCF-style lists."""
-    for path in _list_files(lists) if lists else ():
+    for path in _list_files(lists) if lists and lists.resolve() != out.resolve() else ():
         match = ORIGINAL_CSV.match(path.name)
         if not match:
             shutil.copyfile(path, out / path.name)
@@ -90,12 +98,12 @@ def copy_lists(lists: Path | None, out: Path) -> None:
         (out / f"{part}list{int(match['number'] or 1):02d}.txt").write_text(text, encoding="utf-8")
 
 
-def absent_videos(out: Path, names: set[str]) -> dict[str, str]:
-    """Videos that the lists in ``out`` name and the footage lacks, each with the reason."""
+def absent_videos(out: Path, names: set[str], parts: tuple[str, ...] = ("train", "test")) -> dict[str, str]:
+    """Videos that the lists in ``out`` name for these parts and the footage lacks, each with the reason."""
     absent = {}
     for split in (1, 2, 3):
-        for parts in (read_ucf_lists(out, split), read_hmdb51_lists(out, split), read_split_csv(out)):
-            listed = {name for part in (parts or {}).values() for name in part}
+        for lists in (read_ucf_lists(out, split), read_hmdb51_lists(out, split), read_split_csv(out)):
+            listed = {name for part in parts for name in (lists or {}).get(part, ())}
             absent |= dict.fromkeys(listed - names, "the split lists name it, but there is no such video")
     return absent
 

@@ -129,7 +129,9 @@ def frame_files(video: Video) -> dict[str, list[str]]:
             found.setdefault(KIND.get(kind, kind), []).append((int(match["number"]), os.path.join(video.path, name)))
     if len(found.get("flow_x", ())) != len(found.get("flow_y", ())):
         raise BrokenVideo(video.name, f"flow_x and flow_y files in {video.path} do not pair up")
-    return {kind: [path for _, path in sorted(files)] for kind, files in found.items()}
+    last = len(found["rgb"]) - 1 if "rgb" in found else None  # some tools repeat the last flow
+    paths = {kind: [path for _, path in sorted(files)] for kind, files in found.items()}
+    return {kind: files if kind == "rgb" else files[:last] for kind, files in paths.items()}
 
 
 def read_jpegs(video: Video, paths: Iterable[str]) -> Iterator[bytes]:

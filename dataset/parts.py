@@ -24,6 +24,7 @@ from dataset.frames import Options, make_frames
 from dataset.store import BrokenVideo
 from utils.errors import UserError
 
+MAX_CRASHES = 10  # so many videos before the first success, and it is not the videos
 MAX_RECORD_BYTES = 1 << 30  # a record is one value of the database and passes through memory whole
 
 
@@ -92,7 +93,8 @@ def work(connection: Connection, folder: Path, options: Options) -> None:
     try:
         part = Part(folder, options)
     except OSError as error:
-        connection.send(cannot_write(folder, error))
+        with contextlib.suppress(BrokenPipeError):
+            connection.send(cannot_write(folder, error))
         return
     while True:
         try:
@@ -121,7 +123,7 @@ def prepare_videos(videos: list[Video], folder: Path, options: Options, jobs: in
         theirs.close()
         return process, ours
 
-    waiting, crashes = deque(videos), Counter()
+    waiting, crashes, finished = deque(videos), Counter(), 0
     busy: dict[Connection, tuple[multiprocessing.Process, Video]] = {}
     idle = [start() for _ in range(min(jobs, len(videos)))]
     try:
@@ -137,19 +139,21 @@ def prepare_videos(videos: list[Video], folder: Path, options: Options, jobs: in
                     entry = connection.recv()
                 except (EOFError, ConnectionError):
                     process.join()
-                    if process.exitcode >= 0:
-                        raise RuntimeError(f"the process that prepared {video.name} failed, see above") from None
-                    idle.append(start())
                     crashes[video.name] += 1
+                    if finished == 0 and len(crashes) > MAX_CRASHES:
+                        raise UserError(f"the first {len(crashes)} videos all ended the process that read them (exit "
+                                        f"status {process.exitcode}); more than the videos is broken") from None
+                    idle.append(start())
                     if crashes[video.name] == 1:
                         waiting.append(video)
                         continue
                     entry = Part(folder, options).note(
-                        {"video": video.name, "left_out": f"the decoder crashed (signal {-process.exitcode})"})
+                        {"video": video.name, "left_out": f"reading it crashed (exit status {process.exitcode})"})
                 else:
                     idle.append((process, connection))
                 if isinstance(entry, UserError):
                     raise entry
+                finished += 1
                 yield entry
     finally:
         for process in [p for p, _ in idle] + [p for p, _ in busy.values()]:
@@ -161,11 +165,13 @@ def read_journals(folder: Path) -> dict[str, dict]:
     """Journal entries by video name, each with its "part"; a line that a killed process left half-written is none."""
     entries: dict[str, dict] = {}
     for path in sorted(folder.glob("*.jsonl")):
-        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-            if line.endswith("\n"):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
                 entry = json.loads(line)
-                if "records" in entry or entry["video"] not in entries:
-                    entries[entry["video"]] = entry | {"part": str(path.with_suffix(""))}
+            except ValueError:
+                continue
+            if "records" in entry or entry["video"] not in entries:
+                entries[entry["video"]] = entry | {"part": str(path.with_suffix(""))}
     return entries
 
 
@@ -177,10 +183,11 @@ def read_part(path: str, offset: int, length: int, count: int) -> tuple[bytearra
     with open(path, "rb") as file:
         file.seek(offset)
         if file.readinto(memoryview(record)[len(header):]) != length:
-            raise UserError(f"{path} is damaged: shorter than its journal says; remove it and its .jsonl, start again")
+            raise UserError(f"{path} is shorter than its journal says; remove it and its .jsonl, start again")
     return record, count
 
 
 def cannot_write(folder: Path, error: OSError) -> UserError:
-    return UserError(f"cannot write to {folder}: {error.strerror}; what was finished is kept: make room or mend the "
-                     "folder, and start the same command again")
+    """What to tell when OUT is full or not writable."""
+    return UserError(f"cannot write to {folder}: {error.strerror or error}; what was finished is kept; make room or "
+                     "mend the folder, and start the same command again")

@@ -5,6 +5,7 @@ and however often they were stopped. Several machines that share OUT (torchrun, 
 rank 0 merges what all have made.
 """
 import argparse
+import contextlib
 import json
 import logging
 import os
@@ -21,6 +22,7 @@ from dataset.flow import METHODS
 from dataset.footage import Video, absent_videos, class_list, copy_lists, find_lists, find_videos
 from dataset.frames import Options
 from dataset.parts import cannot_write, prepare_videos, read_journals, read_part
+from dataset.splits import ucf101_split
 from dataset.store import shuffled, write_store
 from utils.errors import UserError, one_line_errors
 from utils.log import start_logging
@@ -67,10 +69,16 @@ def prepare_folder(source: Path, out: Path, options: Options, args: argparse.Nam
     if (out / "prepared.json").exists():
         report = json.loads((out / "prepared.json").read_text(encoding="utf-8"))
         _compare_options(report["options"], json.loads(json.dumps(asdict(options))), out)
+        if rank == 0:
+            _discard_parts(out)  # of a run killed between its last two steps
         log.info("%s is finished: %d videos, %d left out", out, report["videos"], report["left_out"])
         return
     videos, left_out = find_videos(source)
+    for name, reason in left_out.items() if rank == 0 else ():
+        log.warning("left out %s: %s", name, reason)
     by_name = {video.name: video for video in videos}
+    if args.name == "ucf101":
+        ucf101_split(list(by_name), 1)  # its splits follow from the names: refuse others before the work
     done = read_journals(out / "unfinished")
     if size == 1:  # what was left out may have been mended since
         done = {name: entry for name, entry in done.items() if "records" in entry}
@@ -86,13 +94,25 @@ def prepare_folder(source: Path, out: Path, options: Options, args: argparse.Nam
     left_out |= {name: entry["left_out"] for name, entry in entries.items() if "left_out" in entry}
     try:
         copy_lists(lists, out)
-        left_out |= absent_videos(out, set(by_name))
+        part = {"train": ("train",), "val": ("test",)}.get(out.name if args.name == "k400" else "", ("train", "test"))
+        absent = absent_videos(out, set(by_name), part)
+        if absent:
+            log.warning("the split lists name %d videos that are not there, e.g. %s", len(absent), min(absent))
+        left_out |= absent
         classes = class_list(out, [video.name for folder, _ in sources(args) for video in find_videos(folder)[0]])
         _write_text(args.out / "classes.txt", "\n".join(classes) + "\n")
     except OSError as error:
         raise cannot_write(out, error) from error
     merge(out, entries, left_out, options, began)
-    shutil.rmtree(folder, ignore_errors=True)
+    _discard_parts(out)
+
+
+def _discard_parts(out: Path) -> None:
+    merged = out / "merged"
+    shutil.rmtree(merged, ignore_errors=True)
+    with contextlib.suppress(FileNotFoundError):
+        os.replace(out / "unfinished", merged)  # so that a process orphaned by a kill finds no folder to write to
+    shutil.rmtree(merged, ignore_errors=True)
 
 
 def _prepare_share(share: list[Video], folder: Path, options: Options, jobs: int, total: int) -> None:
@@ -230,14 +250,16 @@ def main(argv: list[str] | None = None) -> None:
     rank, size = place()
     start_logging(rank == 0)
     options = Options(STREAMS[args.streams], args.flow, args.bound, args.short_side, args.fps, args.quality)
-    if args.out.resolve().is_relative_to(args.videos.resolve()):
-        raise UserError(f"--out {args.out} lies in --videos {args.videos}; choose a folder outside")
-    lists = find_lists(args.videos, args.splits)
-    if args.name == "hmdb51" and not lists:
-        raise UserError("hmdb51 needs its official lists (<class>_test_split1.txt ...): name their folder by --splits")
     try:
+        if args.out.resolve().is_relative_to(args.videos.resolve()):
+            raise UserError(f"--out {args.out} lies in --videos {args.videos}; choose a folder outside")
+        lists = find_lists(args.videos, args.splits)
+        if args.name == "hmdb51" and not lists:
+            raise UserError("hmdb51 needs its lists (<class>_test_split1.txt ...): name their folder by --splits")
         for source, out in sources(args):
             prepare_folder(source, out, options, args, lists, rank, size)
+    except OSError as error:
+        raise UserError(f"{error.strerror}: {error.filename}") from error
     except KeyboardInterrupt:
         raise UserError(f"stopped; what was finished is kept in {args.out}: the same command goes on there") from None
 

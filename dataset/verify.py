@@ -54,8 +54,8 @@ def verify_store(store: VideoStore, sample: int | None, is_flow: bool, problems:
             problems.append(f"{name}: {frames} frames, but __vlen__ says {announced[position]}")
     readable = [video for video in found.values() if video]
     frames = sum(count for count, _ in readable)
-    print(f"{store.path}: {len(readable)} of {len(store)} videos readable, {frames} frames, {record_bytes / 1e6:.1f} MB, "
-          f"{record_bytes / max(frames, 1):.0f} bytes per frame; decoded {decoded} frames of {len(chosen)} videos, "
+    print(f"{store.path}: {len(readable)} of {len(store)} videos readable, {frames} frames, {record_bytes / 1e6:.1f} "
+          f"MB, {record_bytes / max(frames, 1):.0f} bytes per frame; decoded {decoded} frames of {len(chosen)} videos, "
           + (", ".join(f"{count} of {size[0]}x{size[1]}" for size, count in sizes.most_common(5)) or "none"))
     return found
 

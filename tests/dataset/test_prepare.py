@@ -3,6 +3,7 @@ import json
 import os
 import random
 import resource
+import select
 import shutil
 import signal
 import subprocess
@@ -12,11 +13,13 @@ import wave
 from pathlib import Path
 
 import cv2
+import msgpack
 import numpy as np
 import pytest
 from PIL import Image
 
-from dataset.flow import decode_flow
+from dataset import parts
+from dataset.flow import compute_flow, decode_flow, encode_flow
 from dataset.footage import Video, class_list, find_videos
 from dataset.frames import Options, make_frames, read_video, resize
 from dataset.prepare import main
@@ -273,7 +276,7 @@ def test_broken_videos_are_named_and_left_out(tmp_path):
     assert (out / "trainlist01.txt").read_bytes() == (videos / "trainlist01.txt").read_bytes()
 
 
-def test_frame_that_nothing_decodes_ends_the_run_with_a_line(tmp_path):
+def test_nothing_that_decodes_ends_the_run_with_a_line_and_what_is_mended_is_tried_again(tmp_path):
     (tmp_path / "videos/a").mkdir(parents=True)
     (tmp_path / "videos/a/x.avi").write_bytes(b"")
     result = run(tmp_path / "videos", tmp_path / "out")
@@ -303,7 +306,7 @@ def test_bad_arguments_are_one_line(footage, tmp_path, capsys):
     assert "choose a folder outside" in fails(capsys, "x", *videos, "--out", str(footage / "out"))
     assert "were not made by this command" in fails(capsys, "x", *videos, "--out", str(tmp_path / "taken"))
     assert "holds no split lists" in fails(capsys, "x", *videos, *out, "--splits", str(tmp_path / "empty"))
-    assert "official lists" in fails(capsys, "hmdb51", *videos, *out)
+    assert "hmdb51 needs its lists" in fails(capsys, "hmdb51", *videos, *out)
     assert "train/ and val/" in fails(capsys, "k400", *videos, *out)
     assert "--fps 0.0 should be more than 0" in fails(capsys, "x", *videos, *out, "--fps", "0")
     assert "invalid choice" in fails(capsys, "x", *videos, *out, "--quality", "101")
@@ -386,6 +389,50 @@ def test_extracted_frames_and_original_csv(tmp_path):
     assert (out / "testlist02.txt").read_text() == "a/none\n"
 
 
+def test_surplus_flow_file_is_not_taken(tmp_path):
+    extracted(tmp_path / "v", 4, flow="pairs")
+    for kind in ("flow_x", "flow_y"):
+        shutil.copy(tmp_path / f"v/{kind}_00003.jpg", tmp_path / f"v/{kind}_00004.jpg")
+    made = make_frames(Video("a/v", str(tmp_path / "v")), Options(), [0.0])
+    assert [stream for stream, _ in made] == ["rgb"] * 4 + ["flow"] * 3
+
+
+def test_too_long_a_video_takes_no_room(footage, tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "MAX_RECORD_BYTES", 15_000)
+    part = parts.Part(tmp_path, Options(flow="dis"))
+    short, long = Video("Run/v 0", str(footage / "Run/v 0.avi")), Video("ärger/v 8", str(footage / "ärger/v 8.avi"))
+    first = part.add(short)["records"]
+    assert "more than 0 MB of rgb frames" in part.add(long)["left_out"]
+    again = part.add(short)["records"]
+    for stream in ("rgb", "flow"):  # it starts where the first ended
+        assert again[stream][0] == first[stream][1]
+    entries = parts.read_journals(tmp_path)
+    assert [name for name, entry in entries.items() if "records" in entry] == ["Run/v 0"]
+    record, count = parts.read_part(f"{part.path}.rgb", *again["rgb"])
+    assert count == 6
+    assert len(msgpack.unpackb(record, raw=True)) == 6
+
+
+def test_video_that_kills_its_process_twice_is_left_out(footage, tmp_path):
+    videos, out = tmp_path / "videos", tmp_path / "out"
+    shutil.copytree(footage / "Run", videos / "Run")
+    pipe = videos / "Run/pipe.avi"
+    os.mkfifo(pipe)
+    process = subprocess.Popen(command(videos, out), cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    for _ in range(2):
+        with open(pipe, "wb") as end:  # returns when the worker opens the other end
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            (worker,) = (c for c in children if "spawn_main" in Path(f"/proc/{c}/cmdline").read_text())
+            os.kill(int(worker), signal.SIGKILL)
+            gone = select.poll()
+            gone.register(end, 0)  # POLLERR comes by itself when the worker's end is closed
+            assert gone.poll(30_000)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0, stderr
+    assert (out / "left_out.txt").read_text() == "Run/pipe: reading it crashed (exit status -9)\n"
+    assert sorted(VideoStore(out / "rgb.lmdb").names) == ["Run/v 0", "Run/v 1", "Run/v 2"]
+
+
 def test_resize_keeps_aspect_and_antialiases():
     image = picture(0, size=(96, 64))
     small = resize(image, 32)
@@ -422,7 +469,6 @@ def test_fps_leaves_out_frames_evenly(tmp_path, fps, expected):
 
 
 def test_flow_is_that_of_the_stored_frames(tmp_path):
-    from dataset.flow import compute_flow, encode_flow
     video = Video("a/x", str(write_video(tmp_path / "x.avi", [picture(0, t) for t in range(3)])))
     options, clock = Options(quality=30), [0.0]
     made = list(make_frames(video, options, clock))
