@@ -87,12 +87,12 @@ def evaluate_crops(args: argparse.Namespace, world: World, crops: str, path: Pat
         numbers = accuracies(mean, labels)
         log.info("%s, %s crop, %d videos: %s", args.dataset, result, len(names), as_text(numbers))
         rows = zip(names, mean.tolist(), labels.tolist(), strict=True)
-        write_file(f"{path}-prob-{result}.json", json.dumps(
+        file = write_file(f"{path}-prob-{result}.json", json.dumps(
             {name: {"mean_prob": row, "label": label, "dataset": record["dataset"]} for name, row, label in rows}))
         counts = confusion_matrix(labels.tolist(), mean.argmax(dim=1).tolist(), len(videos.classes))
         write_file(f"{path}-confusion-{result}.png", confusion_picture(counts, videos.classes))
         append_record(args.results, what=kind, crops=result, **record, videos=len(names),
-                      left_out=len(videos) - len(names), numbers=numbers)
+                      left_out=len(videos) - len(names), file=str(file.resolve()), numbers=numbers)
 
 
 def evaluate_retrieval(args: argparse.Namespace, world: World, path: Path, checkpoint: dict[str, Any],
@@ -101,7 +101,7 @@ def evaluate_retrieval(args: argparse.Namespace, world: World, path: Path, check
     videos = {part: read_videos(args, part) for part in PARTS}
     check_same_classes(*videos.values())
     folder = path.parent / args.dirname
-    made_from = provenance(path, videos, record["settings"] | {"split": args.which_split})
+    made_from = provenance(path, videos, record)
     reusable = torch.tensor(int(world.is_main and made_from_the_same(folder, args.dataset, made_from)),
                             device=world.device)
     if world.size > 1:
@@ -143,7 +143,7 @@ def extract(backbone: nn.Module, size: int, args: argparse.Namespace, world: Wor
 def random_weights(args: argparse.Namespace, world: World) -> Path:
     """A checkpoint of an untrained network, to compare with."""
     path = Path(f"log-{args.prefix}/random_{args.net}_seed{args.seed}/random.pth.tar")
-    if world.is_main:
+    if world.is_main and not path.is_file():
         torch.manual_seed(args.seed)
         state = {f"encoder_q.0.{key}": value for key, value in select_backbone(args.net)[0].state_dict().items()}
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -31,9 +31,9 @@ class Features:
     names: list[str] | None
 
 
-def provenance(checkpoint: Path, videos: dict[str, Videos], settings: dict[str, Any]) -> dict[str, Any]:
-    """What features are made from: a digest of the checkpoint, of the videos of each part, and the settings."""
-    made_from = {"checkpoint": checkpoint.name, "sha256": digest(checkpoint), "settings": settings}
+def provenance(checkpoint: Path, videos: dict[str, Videos], record: dict[str, Any]) -> dict[str, Any]:
+    """What features are made from: the ``record`` of the evaluation, digests of the checkpoint and of the videos."""
+    made_from = {**record, "sha256": digest(checkpoint)}
     for part, chosen in videos.items():
         content = [chosen.names, chosen.frames.tolist(), chosen.labels.tolist(),
                    [store.path for store in chosen.stores.values()]]
@@ -43,6 +43,15 @@ def provenance(checkpoint: Path, videos: dict[str, Videos], settings: dict[str, 
 
 def provenance_path(folder: Path, dataset: str) -> Path:
     return folder / f"{dataset}_provenance.json"
+
+
+def read_provenance(folder: Path, dataset: str) -> dict[str, Any]:
+    """What the features in ``folder`` were made from; nothing for the original's."""
+    path = provenance_path(folder, dataset)
+    saved = read_json(path) if path.is_file() else {}
+    if not isinstance(saved, dict):
+        raise UserError(f"{path} is corrupt; make the features anew by --retrieval")
+    return saved
 
 
 def save_features(folder: Path, dataset: str, parts: dict[str, Features], made_from: dict[str, Any]) -> None:
@@ -61,12 +70,9 @@ def save_features(folder: Path, dataset: str, parts: dict[str, Features], made_f
 
 def made_from_the_same(folder: Path, dataset: str, made_from: dict[str, Any]) -> bool:
     """Whether the features in ``folder`` can be reused; says why where they cannot."""
-    path = provenance_path(folder, dataset)
-    if not path.is_file():
-        return False
-    saved = read_json(path)
-    differing = [key for key, value in made_from.items() if not isinstance(saved, dict) or saved.get(key) != value]
-    if differing:
+    saved = read_provenance(folder, dataset)
+    differing = [key for key, value in made_from.items() if key != "checkpoint" and saved.get(key) != value]
+    if differing and saved:
         log.info("the features in %s were made from something else (%s differs); making them anew", folder,
                  ", ".join(differing))
     return not differing
@@ -86,7 +92,7 @@ def find_folder(test: str, dirname: str, dataset: str, checkpoint: Path | None =
         raise UserError(f"no features of {dataset} in {folders[0]}; make them by "
                         f"'python main_classifier.py --dataset {dataset} --test CKPT --retrieval'")
     if path.is_file():
-        saved = read_json(provenance_path(folder, dataset)) if provenance_path(folder, dataset).is_file() else {}
+        saved = read_provenance(folder, dataset)
         if saved.get("sha256") != digest(path):
             raise UserError(f"the features in {folder} are of another checkpoint ({saved.get('checkpoint', 'unknown')})"
                             f", not of {path}; make them anew by main_classifier.py --test {path} --retrieval")

@@ -1,0 +1,104 @@
+"""Linear probe on saved features: one linear layer, trained in seconds. Run main_classifier.py --retrieval before."""
+import logging
+import sys
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from dataset.registry import parse_name
+from eval.features import Features, find_folder, load_features, read_provenance
+from eval.records import append_record
+from utils.errors import UserError, one_line_errors
+from utils.log import start_logging
+from utils.metrics import top_k_hits
+from utils.options import Parser, positive_int
+from utils.schedule import learning_rate
+
+log = logging.getLogger("coclr")
+
+
+def make_parser() -> Parser:
+    parser = Parser(__doc__)
+    parser.add_argument("--dataset", default="ucf101", help="dataset of the features, NAME[-f]")
+    parser.add_argument("--test", required=True, metavar="DIR|CKPT",
+                        help="feature folder, or the checkpoint beside which it lies")
+    parser.add_argument("--dirname", default="feature", help="name of the feature folder beside a checkpoint")
+    parser.add_argument("--batch_size", type=positive_int, default=1024, help="features per step")
+    parser.add_argument("--epochs", type=positive_int, default=100, help="epochs in all")
+    parser.add_argument("--eval_freq", type=positive_int, default=5, help="epochs between tests; the last is tested")
+    parser.add_argument("--schedule", type=int, nargs="*", default=[60, 80], help="epochs that drop the rate to 1/10")
+    parser.add_argument("--lr", type=float, default=1.0, help="learning rate at the start")
+    parser.add_argument("--wd", type=float, default=1e-3, help="weight decay")
+    parser.add_argument("--normalize", action="store_true", help="L2-normalise the features")
+    parser.add_argument("--final_bn", action="store_true", help="batch norm before the layer")
+    parser.add_argument("--verbose", action="store_true", help="say the accuracy at each test")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights and order")
+    parser.add_argument("--results", default="results.jsonl", help="file that gets a record")
+    return parser
+
+
+def probe(args, train: Features, test: Features) -> dict[str, float]:
+    """Accuracies on ``test`` in percent, after training on ``train``: of the last epoch, and of the best by test top-1."""
+    torch.manual_seed(args.seed)
+    x, test_x = ((F.normalize(f.features, dim=1) if args.normalize else f.features) for f in (train, test))
+    linear = nn.Linear(x.shape[1], int(max(train.labels.max(), test.labels.max())) + 1)
+    nn.init.normal_(linear.weight, 0.0, 0.01)
+    nn.init.zeros_(linear.bias)
+    model = nn.Sequential(nn.BatchNorm1d(x.shape[1]), linear) if args.final_bn else linear
+    optimizer = torch.optim.SGD(model.parameters(), lr=args.lr, weight_decay=args.wd, momentum=0.9)
+    numbers: dict[str, float] = {}
+    for epoch in tqdm(range(args.epochs), "probe", unit="epoch", disable=not sys.stderr.isatty(), leave=False):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(args.lr, epoch, args.epochs, args.schedule)
+        model.train()
+        for rows in torch.randperm(len(x)).split(args.batch_size):
+            if args.final_bn and len(rows) == 1:
+                continue  # one feature has no variance
+            loss = F.cross_entropy(model(x[rows]), train.labels[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        if not loss.isfinite():
+            raise UserError(f"loss is {loss.item()} in epoch {epoch}; lower --lr {args.lr} or give --normalize")
+        if (epoch + 1) % args.eval_freq == 0 or epoch == args.epochs - 1:
+            with torch.no_grad():
+                hits = top_k_hits(model.eval()(test_x), test.labels)
+            last = {name: 100 * value.item() for name, value in hits.items()}
+            if args.verbose:
+                log.info("epoch %d: loss %.4f, test top1 %.2f", epoch, loss.item(), last["top1"])
+            if last["top1"] > numbers.get("best_epoch_top1", -1):
+                numbers |= {"best_epoch_top1": last["top1"], "best_epoch": epoch}
+    return last | numbers
+
+
+@one_line_errors
+def main(argv: list[str] | None = None) -> None:
+    args = make_parser().parse_args(argv)
+    start_logging(is_main=True)
+    folder = find_folder(args.test, args.dirname, args.dataset)
+    train, test = (load_features(folder, args.dataset, part) for part in ("train", "test"))
+    if train.features.shape[1] != test.features.shape[1]:
+        raise UserError(f"{folder}: training features have {train.features.shape[1]} entries, test features "
+                        f"{test.features.shape[1]}; make them anew by --retrieval")
+    numbers = probe(args, train, test)
+    log.info("%s, %d test videos: last epoch: top1 %.2f, top5 %.2f (best epoch by test accuracy: %d, top1 %.2f)",
+             folder, len(test.labels), numbers["top1"], numbers["top5"], numbers["best_epoch"],
+             numbers["best_epoch_top1"])
+    settings = {key: getattr(args, key) for key in ("lr", "wd", "epochs", "schedule", "batch_size", "normalize",
+                                                    "final_bn", "seed")}
+    made_from = read_provenance(folder, args.dataset)
+    name = parse_name(args.dataset)
+    append_record(args.results, what="feature probe", dataset=name.base, stream=name.streams[0],
+                  split=made_from.get("split"), checkpoint=made_from.get("checkpoint", str(folder)),
+                  epoch=made_from.get("epoch"), origin=made_from.get("origin"),
+                  settings=settings | {"features": made_from.get("settings")}, videos=len(test.labels),
+                  numbers=numbers)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""torch.hub entry points: ``torch.hub.load(repo, "s3d", weights="CoCLR-ucf101-rgb")`` is a network with its weights."""
+import torch.nn as nn
+
+from backbone.select_backbone import select_backbone
+from eval.weights import load_backbone
+from utils.checkpoint import load_checkpoint
+from utils.released import fetch
+
+dependencies = ["torch", "numpy", "lmdb", "msgpack", "tqdm", "cv2"]
+
+
+def _network(name: str, weights: str | None, offline: bool) -> nn.Module:
+    backbone, _ = select_backbone(name)
+    if weights is not None:
+        path = fetch(weights, offline)
+        load_backbone(backbone, load_checkpoint(path), path)
+    return backbone
+
+
+def s3d(weights: str | None = None, offline: bool = False) -> nn.Module:
+    """S3D: clips [B, 3, T, H, W], normalised as ImageNet's, -> feature map [B, 1024, T/8, H/32, W/32].
+
+    weights: path, URL or released name of a checkpoint of ours or the original's; None: random. offline: no download.
+    """
+    return _network("s3d", weights, offline)
+
+
+def s3dg(weights: str | None = None, offline: bool = False) -> nn.Module:
+    """S3D with feature gating, see ``s3d``."""
+    return _network("s3dg", weights, offline)
+
+
+def r50(weights: str | None = None, offline: bool = False) -> nn.Module:
+    """R2+3D-50: clips [B, 3, T, H, W] -> feature map [B, 2048, T/2, H/32, W/32], see ``s3d``."""
+    return _network("r50", weights, offline)
