@@ -10,6 +10,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from backbone.select_backbone import select_backbone
 from dataset.clip_dataset import ClipDataset, make_loader
 from dataset.registry import Videos, parse_name
 from dataset.views import View, draw_crop
@@ -22,7 +23,6 @@ from utils.checkpoint import load_checkpoint
 from utils.engine import Batch, Step, Trainer, checkpoint_to_resume, run_folder
 from utils.errors import UserError, one_line_errors
 from utils.launch import World
-from utils.log import start_logging
 from utils.metrics import top_k_hits
 from utils.options import (
     Parser,
@@ -77,6 +77,12 @@ def check_options(args: argparse.Namespace) -> None:
     asked = [f"--{test}" for test in ("center_crop", "five_crop", "ten_crop", "retrieval") if getattr(args, test)]
     if asked and not args.test:
         raise UserError(f"{asked[0]} needs --test CKPT")
+    try:
+        with torch.device("meta"):
+            select_backbone(args.net)[0].eval()(torch.empty(1, 3, args.seq_len, args.img_dim, args.img_dim))
+    except RuntimeError as error:
+        raise UserError(f"--seq_len {args.seq_len} --img_dim {args.img_dim} is too small for --net {args.net}: nothing "
+                        "is left of the clip in its last layers") from error
     if not 0 <= args.dropout < 1:
         raise UserError(f"--dropout {args.dropout} should be at least 0 and below 1")
 
@@ -175,7 +181,6 @@ def train(args: argparse.Namespace, world: World) -> None:
 def main(argv: list[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
     world = launch.start(args)
-    start_logging(world.is_main)
     check_options(args)
     if args.test:
         evaluate(args, world)

@@ -15,7 +15,6 @@ from utils import launch
 from utils.engine import Batch, Step
 from utils.errors import UserError, one_line_errors
 from utils.launch import World
-from utils.log import start_logging
 from utils.metrics import top_k_hits
 from utils.options import Parser, pretraining_parser
 from utils.pretraining import check_options, load_encoder, pretrain
@@ -87,7 +86,6 @@ def make_step(args: argparse.Namespace, source_label: Tensor) -> Step:
 def main(argv: list[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
     world = launch.start(args)
-    start_logging(world.is_main)
     check_options(args, world)
     if not 0 <= args.topk < args.moco_k:
         raise UserError(f"--topk {args.topk} should be at least 0 and below --moco-k {args.moco_k}")

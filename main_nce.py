@@ -12,7 +12,6 @@ from model.split_batch_norm import split_batch_norm
 from utils import launch
 from utils.engine import Batch
 from utils.errors import one_line_errors
-from utils.log import start_logging
 from utils.metrics import top_k_hits
 from utils.options import Parser, pretraining_parser
 from utils.pretraining import check_options, load_encoder, pretrain
@@ -44,7 +43,6 @@ def step(model: nn.Module, clips: Tensor, batch: Batch, iteration: int) -> tuple
 def main(argv: list[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
     world = launch.start(args)
-    start_logging(world.is_main)
     check_options(args, world)
     loader = pretraining_loader(args, world.rank, world.size, world.device, streams=1)
 

@@ -2,6 +2,8 @@
 import math
 import re
 
+import lmdb
+import msgpack
 import numpy as np
 import pytest
 import torch
@@ -93,11 +95,15 @@ def test_precision_and_layout_train(cwd, options):
 def test_broken_video_is_named_and_training_goes_on(tmp_path):
     rng = np.random.default_rng(0)
     frames = [jpeg(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)) for _ in range(20)]
-    videos = {f"A/good{i}": frames for i in range(7)} | {"A/broken": [b"no jpeg"] * 20}
-    write_database(tmp_path / "data/bad/rgb.lmdb", videos)
+    videos = {f"A/good{i}": frames for i in range(6)} | {"A/broken": [b"no jpeg"] * 20, "A/foreign": [b""] * 20}
+    path = tmp_path / "data/bad/rgb.lmdb"
+    write_database(path, videos)
+    with lmdb.open(str(path), subdir=False, lock=False) as env, env.begin(write=True) as txn:
+        txn.put(b"%09d" % 7, msgpack.packb({"not": "a list"}))
     (tmp_path / "data/bad/split.csv").write_text("".join(f"{name},train\n" for name in videos))
     text = run_ok(*NCE, "--dataset", "bad-2clip", "--epochs", "2", cwd=tmp_path)
     assert "A/broken" in text
+    assert "A/foreign" in text
     assert "epoch 1 of 0-1" in text
 
 

@@ -148,6 +148,7 @@ class Trainer:
         self.best_value, self.base_lr = -math.inf, args.lr
         self.meters = Meters()
         self._last_line = time.monotonic()
+        self._reported = {""}
         if resume is not None:
             self._resume(resume)
         self.parallel = model
@@ -271,8 +272,9 @@ class Trainer:
         return scalars
 
     def _report_broken(self, batch: Batch) -> None:
-        for problem in filter(None, batch["broken"]):
+        for problem in set(batch["broken"]) - self._reported:
             log.warning("left out, another video stands in: %s", problem)
+            self._reported.add(problem)
 
     def _refuse_non_finite(self, steps: list[dict[str, float]], indices: list[Tensor], lr: float) -> None:
         for back, (scalars, index) in enumerate(zip(steps, indices, strict=True)):

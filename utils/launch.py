@@ -1,5 +1,6 @@
 """Processes and devices: one process, torchrun, torch.distributed.launch or SLURM, on GPUs or a CPU."""
 import argparse
+import logging
 import os
 import re
 from dataclasses import dataclass
@@ -8,6 +9,10 @@ import torch
 import torch.distributed as dist
 
 from utils.errors import UserError
+from utils.log import start_logging
+
+
+log = logging.getLogger("coclr")
 
 
 @dataclass(frozen=True)
@@ -43,8 +48,9 @@ def _place(args: argparse.Namespace) -> tuple[int, int, int]:
 
 
 def start(args: argparse.Namespace) -> World:
-    """Join the process group, if there are several processes, and choose this process's device."""
+    """Start logging, join the process group if there are several processes, choose this process's device."""
     rank, size, local_rank = _place(args)
+    start_logging(rank == 0)
     if torch.cuda.is_available() and args.gpu != -1:
         index = args.gpu if args.gpu is not None and size == 1 else local_rank
         if index >= torch.cuda.device_count():
@@ -52,8 +58,13 @@ def start(args: argparse.Namespace) -> World:
                             "process per GPU (--nproc_per_node) or set CUDA_VISIBLE_DEVICES")
         device = torch.device("cuda", index)
         torch.cuda.set_device(device)
+        if size == 1 and torch.cuda.device_count() > 1:
+            log.warning("%d GPUs are visible, one process uses one of them; start one process per GPU: torchrun "
+                        "--nproc_per_node=%d ...", torch.cuda.device_count(), torch.cuda.device_count())
     else:
         device = torch.device("cpu")
+        if rank == 0 and args.gpu != -1:
+            log.warning("no GPU is visible: running on the CPU")
     if size > 1:
         backend = args.dist_backend or ("nccl" if device.type == "cuda" else "gloo")
         if backend == "nccl" and device.type == "cpu":
