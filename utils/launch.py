@@ -11,7 +11,6 @@ import torch.distributed as dist
 from utils.errors import UserError
 from utils.log import start_logging
 
-
 log = logging.getLogger("coclr")
 
 
