@@ -15,7 +15,8 @@ from dataset.clip_dataset import ClipDataset, make_loader
 from dataset.registry import Videos, parse_name
 from dataset.views import View, draw_crop
 from dataset.window_dataset import WindowDataset
-from eval.evaluate import accuracies, check_same_classes, evaluate, probabilities_of, read_videos
+from eval.evaluate import check_same_classes, evaluate, probabilities_of, read_videos
+from eval.metrics import accuracies
 from eval.weights import RANDOM, check_classes, digest, has_classifier, load_backbone, origin
 from model.classifier import LinearClassifier
 from utils import launch

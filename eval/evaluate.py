@@ -14,15 +14,14 @@ from dataset.registry import Videos, open_videos, parse_name
 from dataset.window_dataset import WindowDataset
 from eval.extract import CROPS, average_over_windows, views_of
 from eval.features import PARTS, Features, load_features, made_from_the_same, provenance, save_features
+from eval.metrics import accuracies, as_text, recall_at, retrieve
 from eval.pictures import confusion_matrix, confusion_picture, recall_curve
 from eval.records import append_record, write_file
-from eval.retrieval import as_text, recall_at, retrieve
 from eval.weights import RANDOM, has_classifier, load_backbone, load_classifier, origin
 from model.classifier import LinearClassifier
 from utils.checkpoint import load_checkpoint, save_atomically
 from utils.errors import UserError
 from utils.launch import World
-from utils.metrics import top_k_hits
 from utils.released import fetch
 
 log = logging.getLogger("coclr")
@@ -36,11 +35,6 @@ def read_videos(args: argparse.Namespace, part: str) -> Videos:
 def check_same_classes(train: Videos, test: Videos) -> None:
     if train.classes != test.classes:
         raise UserError("training and test videos have different class lists; put one classes.txt beside the databases")
-
-
-def accuracies(probabilities: Tensor, labels: Tensor) -> dict[str, float]:
-    """Top-1 and top-5 accuracy in percent."""
-    return {name: 100 * value.item() for name, value in top_k_hits(probabilities, labels).items()}
 
 
 def probabilities_of(model: LinearClassifier, args: argparse.Namespace, world: World, dataset: WindowDataset,

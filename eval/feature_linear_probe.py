@@ -12,10 +12,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dataset.registry import parse_name
 from eval.features import Features, find_folder, load_features, read_provenance
+from eval.metrics import accuracies
 from eval.records import append_record
 from utils.errors import UserError, one_line_errors
 from utils.log import start_logging
-from utils.metrics import top_k_hits
 from utils.options import Parser, positive_int
 from utils.schedule import learning_rate
 
@@ -43,7 +43,7 @@ def make_parser() -> Parser:
 
 
 def probe(args, train: Features, test: Features) -> dict[str, float]:
-    """Accuracies on ``test`` in percent, after training on ``train``: of the last epoch, and of the best by test top-1."""
+    """Train on ``train``; accuracies on ``test`` in percent of the last epoch, and of the best one by test top-1."""
     torch.manual_seed(args.seed)
     x, test_x = ((F.normalize(f.features, dim=1) if args.normalize else f.features) for f in (train, test))
     linear = nn.Linear(x.shape[1], int(max(train.labels.max(), test.labels.max())) + 1)
@@ -67,8 +67,7 @@ def probe(args, train: Features, test: Features) -> dict[str, float]:
             raise UserError(f"loss is {loss.item()} in epoch {epoch}; lower --lr {args.lr} or give --normalize")
         if (epoch + 1) % args.eval_freq == 0 or epoch == args.epochs - 1:
             with torch.no_grad():
-                hits = top_k_hits(model.eval()(test_x), test.labels)
-            last = {name: 100 * value.item() for name, value in hits.items()}
+                last = accuracies(model.eval()(test_x), test.labels)
             if args.verbose:
                 log.info("epoch %d: loss %.4f, test top1 %.2f", epoch, loss.item(), last["top1"])
             if last["top1"] > numbers.get("best_epoch_top1", -1):

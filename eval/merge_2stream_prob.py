@@ -13,11 +13,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dataset.registry import parse_name
 from dataset.splits import class_of, class_order
 from eval.features import PARTS, Features, find_folder, load_features, read_provenance
+from eval.metrics import accuracies, as_text, retrieve
 from eval.records import append_record, read_json, read_records
-from eval.retrieval import as_text, retrieve
 from utils.errors import UserError, one_line_errors
 from utils.log import start_logging
-from utils.metrics import top_k_hits
 from utils.options import Parser
 
 log = logging.getLogger("coclr")
@@ -90,8 +89,7 @@ def merge_classification(paths: tuple[str, str], dataset: str) -> tuple[dict[str
         raise UserError(f"{paths[0]} and {paths[1]} give the same videos different labels; make them anew")
     numbers = {}
     for prefix, probabilities in (("", (p1 + p2) / 2), ("first_", p1), ("second_", p2)):
-        hits = top_k_hits(probabilities, labels)
-        numbers |= {f"{prefix}{name}": 100 * value.item() for name, value in hits.items()}
+        numbers |= {f"{prefix}{name}": value for name, value in accuracies(probabilities, labels).items()}
     return numbers, len(names)
 
 
@@ -125,12 +123,12 @@ def record_of(results: str, path: str) -> dict[str, Any]:
     return next((record for record in reversed(records) if record.get("file") == file), {})
 
 
-def folder_of(path: str, dirname: str, base: str) -> tuple[Path, str]:
-    """Feature folder and the dataset's name in it: NAME or, for flow, NAME-f."""
+def folder_of(path: str, dirname: str, datasets: tuple[str, str]) -> tuple[Path, str]:
+    """Feature folder and the name of the dataset in it, the first of ``datasets`` that is there."""
     try:
-        return find_folder(path, dirname, f"{base}-f"), f"{base}-f"
+        return find_folder(path, dirname, datasets[0]), datasets[0]
     except UserError:
-        return find_folder(path, dirname, base), base
+        return find_folder(path, dirname, datasets[1]), datasets[1]
 
 
 @one_line_errors
@@ -142,8 +140,9 @@ def main(argv: list[str] | None = None) -> None:
         numbers, videos = merge_classification((args.prob1, args.prob2), base)
         made_by = [record_of(args.results, path) for path in (args.prob1, args.prob2)]
     else:
-        folders, datasets = zip(*(folder_of(path, args.dirname, base) for path in (args.prob1, args.prob2)),
-                                strict=True)
+        names = (base, f"{base}-f")
+        folders, datasets = zip(folder_of(args.prob1, args.dirname, names),
+                                folder_of(args.prob2, args.dirname, names[::-1]), strict=True)
         numbers, videos = merge_retrieval(folders, datasets)
         made_by = [read_provenance(folder, dataset) for folder, dataset in zip(folders, datasets, strict=True)]
     log.info("%s, two streams, %d videos: %s", base, videos, as_text(numbers))

@@ -114,7 +114,7 @@ figcaption {{ padding: 2px 6px; font-size: 12px }}
 
 def recall_curve(curves: Mapping[str, Sequence[float]]) -> bytes:
     """PNG of R@k in percent over k = 1, 2, ..., a curve per name."""
-    left, top, width, height = 56, 20, 560, 340
+    left, top, width, height = 56, 32, 560, 340
     canvas = np.full((top + height + 52, left + width + 24, 3), 255, np.uint8)
     longest = max(map(len, curves.values()))
     for percent in range(0, 101, 20):

@@ -1,0 +1,106 @@
+"""Averages over windows, crops and mirror images against a slow transcription; batches change nothing."""
+import numpy as np
+import pytest
+import torch
+from databases import make_dataset, write_database
+from torchvision.transforms.v2 import functional as tv
+
+from dataset import window_dataset
+from dataset.clips import test_windows as windows_of
+from dataset.crop import crop_resize, decode
+from dataset.registry import open_videos
+from dataset.window_dataset import WindowDataset
+from eval.extract import CROPS, average_over_windows, views_of
+from utils.launch import World
+
+CPU = World(0, 1, torch.device("cpu"))
+CLASSES = 5
+
+
+def classify(clips):
+    """A small network whose result depends on every pixel and frame; softmax over five classes."""
+    weight = torch.randn(clips[0].numel(), CLASSES, generator=torch.Generator().manual_seed(0)) / 20
+    return (clips.flatten(1) @ weight).softmax(dim=1)
+
+
+def open_tiny(root):
+    return open_videos("tiny", "test", 8, 1, root)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    make_dataset(root / "tiny", per_class=12, frames=34, size=40)
+    return root
+
+
+def slow(videos, index: int, crops: str) -> torch.Tensor:
+    """Mean probability of one video: a loop over windows, crops and mirror images."""
+    frames = int(videos.frames[index])
+    jpegs = videos.stores["rgb"].read_frames(int(videos.positions["rgb"][index]), list(range(frames)))
+    images = [decode(j) for j in jpegs]
+    results = []
+    for window in windows_of(frames, 8, 1):
+        for flip in (False, True) if crops == "ten" else (False,):
+            chosen = [np.ascontiguousarray(images[i][:, ::-1]) if flip else images[i] for i in window]
+            boxes = [(0, 0, 35, 35), (0, 5, 35, 35), (5, 0, 35, 35), (5, 5, 35, 35), (2, 2, 35, 35)]
+            for box in boxes if crops != "center" else boxes[4:]:
+                if flip:  # the mirrored centre of an odd margin is one pixel off
+                    box = (box[0], 40 - box[1] - 35, 35, 35)
+                clip = crop_resize(chosen, box, 16).permute(0, 3, 1, 2) / 255  # [T, 3, S, S]
+                clip = tv.normalize(clip, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+                results.append(classify(clip.transpose(0, 1)[None])[0])
+    return torch.stack(results).mean(dim=0)
+
+
+@pytest.mark.parametrize("crops", ["center", "five", "ten"])
+def test_mean_of_all_windows_and_crops(root, crops):
+    videos = open_tiny(root)
+    means, readable = average_over_windows(classify, CLASSES, WindowDataset(videos, 8, 1, 16, CROPS[crops]),
+                                           views_of(crops), CPU, 7)
+    assert readable.all()
+    assert list(means) == ["center", "five", "ten"][:("center", "five", "ten").index(crops) + 1]
+    for index in range(len(videos)):
+        for name, mean in means.items():
+            torch.testing.assert_close(mean[index], slow(videos, index, name), atol=1e-5, rtol=0)
+    assert means["center"].std(dim=0).min() > 1e-3  # the videos differ, so this was not vacuous
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 1000])
+def test_batch_size_changes_nothing(root, batch_size, monkeypatch):
+    videos = open_tiny(root)
+    views = views_of("ten")
+    expected, _ = average_over_windows(classify, CLASSES, WindowDataset(videos, 8, 1, 16, 5), views, CPU, 32)
+    monkeypatch.setattr(window_dataset, "WINDOWS_PER_ITEM", 2)
+    sizes = []
+
+    def recorded(clips):
+        sizes.append(len(clips))
+        return classify(clips)
+
+    means, _ = average_over_windows(recorded, CLASSES, WindowDataset(videos, 8, 1, 16, 5), views, CPU, batch_size)
+    for name in views:
+        torch.testing.assert_close(means[name], expected[name], atol=1e-5, rtol=0)
+    total = 10 * sum(len(windows_of(int(frames), 8, 1)) for frames in videos.frames)
+    assert sum(sizes) == total  # every window once
+    assert set(sizes[:-1]) <= {batch_size}
+
+
+def test_video_with_an_unreadable_part_is_left_out(root, tmp_path, monkeypatch, caplog):
+    store = open_tiny(root).stores["rgb"]
+    names = open_tiny(root).names[:2]
+    frames = [store.read_frames(store.names.index(name), list(range(34))) for name in names]
+    frames[1][32] = b"broken"  # in the last window alone
+    write_database(tmp_path / "bad/rgb.lmdb", dict(zip(names, frames, strict=True)))
+    (tmp_path / "bad/split.csv").write_text("".join(f"{name},test\n" for name in names))
+    monkeypatch.setattr(window_dataset, "WINDOWS_PER_ITEM", 4)
+    videos = open_videos("bad", "test", 7, 1, tmp_path)
+    with caplog.at_level("WARNING", "coclr"):
+        means, readable = average_over_windows(classify_7, CLASSES, WindowDataset(videos, 7, 1, 16), views_of("center"),
+                                               CPU, 3)
+    assert readable.tolist() == [True, False]
+    assert means["center"][0].isfinite().all()
+
+
+def classify_7(clips):
+    return classify(torch.cat([clips, clips[:, :, :1]], dim=2))
