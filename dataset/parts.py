@@ -25,6 +25,7 @@ from dataset.store import BrokenVideo
 from utils.errors import UserError
 
 MAX_CRASHES = 10  # so many videos before the first success, and it is not the videos
+SYNC_SECONDS = 5.0
 MAX_RECORD_BYTES = 1 << 30  # a record is one value of the database and passes through memory whole
 
 
@@ -34,8 +35,9 @@ class Part:
     def __init__(self, folder: Path, options: Options):
         self.options = options
         self.path = folder / f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        self.files = {stream: open(f"{self.path}.{stream}", "xb") for stream in options.streams}
+        self.files = {stream: open(f"{self.path}.{stream}", "xb", 1 << 20) for stream in options.streams}
         self.journal = open(f"{self.path}.jsonl", "x", encoding="utf-8")
+        self.synced = time.monotonic()
 
     def add(self, video: Video) -> dict:
         """Prepare one video and return its journal entry; raises UserError where OUT cannot be written."""
@@ -58,14 +60,16 @@ class Part:
         return self.note(entry | {"seconds": time.perf_counter() - start, "flow_seconds": flow_clock[0]})
 
     def note(self, entry: dict) -> dict:
-        """Commit: the frames reach the disk before the journal names them."""
+        """Commit: from here on no kill of this process can lose the video, and after SYNC_SECONDS no power cut."""
         try:
             for file in self.files.values():
                 file.flush()
-                os.fsync(file.fileno())
+            if time.monotonic() - self.synced > SYNC_SECONDS:
+                for file in (*self.files.values(), self.journal):
+                    os.fsync(file.fileno())
+                self.synced = time.monotonic()
             self.journal.write(json.dumps(entry) + "\n")
             self.journal.flush()
-            os.fsync(self.journal.fileno())
         except OSError as error:
             raise cannot_write(self.path.parent, error) from error
         return entry
@@ -162,16 +166,23 @@ def prepare_videos(videos: list[Video], folder: Path, options: Options, jobs: in
 
 
 def read_journals(folder: Path) -> dict[str, dict]:
-    """Journal entries by video name, each with its "part"; a line that a killed process left half-written is none."""
+    """Journal entries by video name, each with its "part".
+
+    A line that a killed process left half-written is none, nor is one whose frames a power cut kept from the disk.
+    """
     entries: dict[str, dict] = {}
     for path in sorted(folder.glob("*.jsonl")):
+        part = path.with_suffix("")
+        sizes = {file.suffix[1:]: file.stat().st_size for file in folder.glob(f"{part.name}.*")}
         for line in path.read_text(encoding="utf-8").splitlines():
             try:
                 entry = json.loads(line)
             except ValueError:
                 continue
+            if any(offset + size > sizes[stream] for stream, (offset, size, _) in entry.get("records", {}).items()):
+                continue
             if "records" in entry or entry["video"] not in entries:
-                entries[entry["video"]] = entry | {"part": str(path.with_suffix(""))}
+                entries[entry["video"]] = entry | {"part": str(part)}
     return entries
 
 

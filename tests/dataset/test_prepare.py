@@ -175,6 +175,16 @@ def test_torn_journal_line_is_done_again(footage, undisturbed, tmp_path):
     assert databases(out) == databases(undisturbed)
 
 
+def test_frames_that_never_reached_the_disk_are_done_again(footage, undisturbed, tmp_path):
+    out = tmp_path / "out"
+    assert run(footage, out, env=os.environ | {"RANK": "1", "WORLD_SIZE": "2"}).returncode == 0
+    (part,) = (path for path in (out / "unfinished").glob("*.flow") if path.stat().st_size)
+    os.truncate(part, part.stat().st_size - 1)  # as after a power cut
+    result = run(footage, out)
+    assert "9 videos, 3 of them done before" in result.stderr
+    assert databases(out) == databases(undisturbed)
+
+
 def test_several_machines_share_the_work_and_rank_0_merges(footage, undisturbed, tmp_path):
     out = tmp_path / "out"
     ranks = [{"RANK": "0", "WORLD_SIZE": "3"}, {"RANK": "1", "WORLD_SIZE": "3"},
