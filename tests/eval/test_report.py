@@ -1,0 +1,63 @@
+"""The table: records to rows beside the paper's numbers."""
+import csv
+import json
+
+import pytest
+
+from eval import report
+
+ORIGIN = {"method": "CoCLR", "pretrained_on": "ucf101", "pretrain_epoch": 99}
+RETRIEVAL = {"what": "retrieval", "dataset": "ucf101", "split": 1, "stream": "rgb", "checkpoint": "a.tar", "epoch": 99,
+             "origin": ORIGIN, "settings": {}, "numbers": {"R@1": 52.0, "R@5": 70.0, "R@50": 90.0}}
+
+
+def write(path, *records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def test_table_shows_the_difference_from_the_paper(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    finetuned = RETRIEVAL | {"what": "finetune", "crops": "ten", "dataset": "hmdb51", "numbers": {"top1": 52.6}}
+    ours = RETRIEVAL | {"dataset": "tiny", "origin": None, "numbers": {"R@1": 11.0}}
+    older = RETRIEVAL | {"numbers": {"R@1": 1.0}}
+    write(tmp_path / "results.jsonl", older, RETRIEVAL, finetuned, ours)
+    report.main([])
+    markdown = (tmp_path / "results.md").read_text()
+    assert capsys.readouterr().out == markdown
+    assert "| retrieval | CoCLR | ucf101 | rgb | ucf101 | 1 | a.tar | 52.0 (paper 53.3, -1.3) | " \
+           "70.0 (paper 69.4, +0.6) | - | - | 90.0 |" in markdown
+    assert "| finetune, ten crop | CoCLR | ucf101 | rgb | hmdb51 | 1 | a.tar | 52.6 (paper 52.1, +0.5) |" in markdown
+    assert "| retrieval | unknown | unknown | rgb | tiny | 1 | a.tar | 11.0 | - | - | - | - |" in markdown
+    assert markdown.count("retrieval") == 2  # the older record of the same evaluation is replaced
+    rows = list(csv.DictReader((tmp_path / "results.csv").open()))
+    assert [row["difference"] for row in rows] == ["-1.3", "+0.6", "", "+0.5", ""]
+    assert rows[0] | {"what": "retrieval", "number": "R@1", "ours": "52.0", "paper": "53.3"} == rows[0]
+
+
+def test_mean_and_spread_over_checkpoints_and_splits(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "seeds.jsonl", *(RETRIEVAL | {"checkpoint": f"{i}.tar", "numbers": {"R@1": value}}
+                                      for i, value in enumerate((50.0, 53.0, 56.0))))
+    report.main(["seeds.jsonl", "--mean", "--out", "out/table"])
+    assert "| all | all | 53.0 ± 3.0 (n=3) (paper 53.3, -0.3) |" in (tmp_path / "out/table.md").read_text()
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    ('{"what": "retrieval"', "line 1 is corrupt"), ('{"what": "x", "numbers": {}}\n[1]', "line 2 is corrupt"),
+    ('{"what": 3, "numbers": {}}', "line 1 is corrupt"), (None, "cannot read results.jsonl"),
+])
+def test_corrupt_results_name_the_line(tmp_path, monkeypatch, capsys, content, message):
+    monkeypatch.chdir(tmp_path)
+    if content is not None:
+        (tmp_path / "results.jsonl").write_text(content)
+    with pytest.raises(SystemExit) as exit_:
+        report.main([])
+    assert exit_.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "results.md").exists()
+
+
+def test_paper_numbers_are_as_printed():
+    assert report.PAPER["linear", "CoCLR", "ucf101", "rgb", "ucf101"] == {"top1": 70.2}
+    assert report.PAPER["retrieval", "CoCLR", "ucf101", "rgb+flow", "hmdb51"]["R@20"] == 69.7
+    assert sum(map(len, report.PAPER.values())) == 40
