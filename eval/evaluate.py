@@ -48,6 +48,8 @@ def probabilities_of(model: LinearClassifier, args: argparse.Namespace, world: W
 
 def evaluate(args: argparse.Namespace, world: World) -> None:
     """Classify the test videos or retrieve their nearest training videos, as asked."""
+    if world.device.type == "cpu":  # there channels-last is twice as fast
+        args = argparse.Namespace(**vars(args) | {"channels_last": True})
     path = random_weights(args, world) if args.test == "random" else fetch(args.test, args.offline)
     checkpoint = load_checkpoint(path)
     settings = {key: getattr(args, key) for key in ("net", "seq_len", "ds", "img_dim", "precision")}
@@ -68,7 +70,7 @@ def evaluate_crops(args: argparse.Namespace, world: World, crops: str, path: Pat
         raise UserError(f"{path} holds no classifier ({origin(checkpoint, path)['method']}): test it by --retrieval, "
                         f"or train one by --pretrain {path}")
     videos = read_videos(args, "test")
-    model = load_classifier(checkpoint, args.net, videos.classes, path).to(world.device)
+    model = in_layout(load_classifier(checkpoint, args.net, videos.classes, path), args, world)
     kind = "linear" if model.use_l2_norm else "finetune"
     log.info("%s: %s, epoch %d, %s", path, "linear probe" if kind == "linear" else "whole network trained",
              record["epoch"], "batch norm before the layer" if model.final_bn is not None else "no final batch norm")
@@ -122,8 +124,7 @@ def evaluate_retrieval(args: argparse.Namespace, world: World, path: Path, check
 
 def extract(backbone: nn.Module, size: int, args: argparse.Namespace, world: World, videos: Videos) -> Features:
     """Features of the readable ``videos``: the global average, averaged over all windows, centre crop."""
-    layout = torch.channels_last_3d if args.channels_last else torch.contiguous_format
-    backbone = backbone.eval().to(world.device, memory_format=layout)
+    backbone = in_layout(backbone.eval(), args, world)
     dataset = WindowDataset(videos, args.seq_len, args.ds, args.img_dim)
     means, readable = average_over_windows(
         lambda clips: backbone(clips).float().mean(dim=(2, 3, 4)), size, dataset, views_of("center"), world,
@@ -132,6 +133,14 @@ def extract(backbone: nn.Module, size: int, args: argparse.Namespace, world: Wor
         raise UserError(f"no video of {args.dataset} could be read")
     names = [name for name, kept in zip(videos.names, readable.tolist(), strict=True) if kept]
     return Features(means["center"][readable], torch.from_numpy(videos.labels)[readable], names)
+
+
+def in_layout(module: nn.Module, args: argparse.Namespace, world: World) -> nn.Module:
+    """The module on the device, compiled and in channels-last layout where that is asked for."""
+    if args.compile:
+        module.compile()
+    return module.to(world.device,
+                     memory_format=torch.channels_last_3d if args.channels_last else torch.contiguous_format)
 
 
 def random_weights(args: argparse.Namespace, world: World) -> Path:
