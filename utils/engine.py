@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import os
+import re
 import signal
 import sys
 import time
@@ -41,6 +42,7 @@ Batch = dict[str, Any]
 Step = Callable[[nn.Module, Tensor, Batch, int], tuple[Tensor | None, dict[str, Tensor]]]
 
 SECONDS_BETWEEN_LINES = 30  # of progress within an epoch
+LOST_PROCESS = re.compile(r"gloo|nccl|closed by peer|connection reset|timed out|heartbeat", re.IGNORECASE)
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -206,6 +208,11 @@ class Trainer:
                 if self.validate:
                     means |= self.validate(epoch)
                 self._end_epoch(epoch, means, writer)
+        except RuntimeError as error:
+            if not (dist.is_initialized() and LOST_PROCESS.search(str(error))):
+                raise
+            raise UserError(f"another process of this run ended ({str(error).splitlines()[0][:120]}); the checkpoints "
+                            "stand: the same command with --resume auto goes on from the last") from error
         finally:
             stop.restore()
             if writer:
