@@ -25,7 +25,7 @@ from dataset.crop import crop_resize, decode
 from dataset.registry import Videos, open_videos
 from dataset.store import pack_frames, write_store
 from dataset.window_dataset import WindowDataset, crop_boxes
-from eval.evaluate import in_layout
+from eval.evaluate import for_inference
 from eval.extract import average_over_windows, views_of
 from eval.weights import load_backbone
 from utils.augment import MEAN, STD
@@ -113,7 +113,7 @@ def main(argv: list[str] | None = None) -> None:
         dataset = WindowDataset(videos, args.seq_len, args.ds, args.img_dim)
 
         def ours() -> Tensor:
-            model = in_layout(network, layout, world)
+            model = for_inference(network, layout, world)
             means, _ = average_over_windows(lambda clips: model(clips).mean(dim=(2, 3, 4)), param["feature_size"],
                                             dataset, views_of("center"), world, args.batch_size, args.workers,
                                             channels_last=layout.channels_last)
@@ -129,7 +129,8 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"features differ by {difference:.1e} of the largest; this should not happen")
     windows = sum(len(test_windows(int(n), args.seq_len, args.ds)) for n in videos.frames)
     print(f"{platform.processor() or platform.machine()}, {device}, torch {torch.__version__}, {args.threads} "
-          f"thread(s), {args.workers} workers; {len(videos)} videos, {windows} windows of {args.seq_len}x{args.img_dim}px")
+          f"thread(s), {args.workers} workers; {len(videos)} videos, {windows} windows of {args.seq_len} frames, "
+          f"{args.img_dim} pixels")
     walls, processor = (np.array([[run[i] for run in pair] for pair in runs]).min(axis=0) for i in (1, 2))
     for name, wall, cpu in zip(("plain loop", "ours"), walls, processor, strict=True):
         print(f"{name:10s} {wall:7.2f} s  {len(videos) / wall:7.2f} videos/s  {cpu:7.2f} s of processor time")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from backbone.select_backbone import select_backbone
 from dataset.registry import Videos, open_videos, parse_name
 from dataset.window_dataset import WindowDataset
-from eval.extract import CROPS, average_over_windows, views_of
+from eval.extract import CROPS, average_over_windows, folded, views_of
 from eval.features import PARTS, Features, load_features, made_from_the_same, provenance, save_features
 from eval.metrics import accuracies, as_text, recall_at, retrieve
 from eval.pictures import confusion_matrix, confusion_picture, recall_curve
@@ -70,7 +70,7 @@ def evaluate_crops(args: argparse.Namespace, world: World, crops: str, path: Pat
         raise UserError(f"{path} holds no classifier ({origin(checkpoint, path)['method']}): test it by --retrieval, "
                         f"or train one by --pretrain {path}")
     videos = read_videos(args, "test")
-    model = in_layout(load_classifier(checkpoint, args.net, videos.classes, path), args, world)
+    model = for_inference(load_classifier(checkpoint, args.net, videos.classes, path), args, world)
     kind = "linear" if model.use_l2_norm else "finetune"
     log.info("%s: %s, epoch %d, %s", path, "linear probe" if kind == "linear" else "whole network trained",
              record["epoch"], "batch norm before the layer" if model.final_bn is not None else "no final batch norm")
@@ -124,7 +124,7 @@ def evaluate_retrieval(args: argparse.Namespace, world: World, path: Path, check
 
 def extract(backbone: nn.Module, size: int, args: argparse.Namespace, world: World, videos: Videos) -> Features:
     """Features of the readable ``videos``: the global average, averaged over all windows, centre crop."""
-    backbone = in_layout(backbone.eval(), args, world)
+    backbone = for_inference(backbone, args, world)
     dataset = WindowDataset(videos, args.seq_len, args.ds, args.img_dim)
     means, readable = average_over_windows(
         lambda clips: backbone(clips).float().mean(dim=(2, 3, 4)), size, dataset, views_of("center"), world,
@@ -135,8 +135,9 @@ def extract(backbone: nn.Module, size: int, args: argparse.Namespace, world: Wor
     return Features(means["center"][readable], torch.from_numpy(videos.labels)[readable], names)
 
 
-def in_layout(module: nn.Module, args: argparse.Namespace, world: World) -> nn.Module:
-    """The module on the device, compiled and in channels-last layout where that is asked for."""
+def for_inference(module: nn.Module, args: argparse.Namespace, world: World) -> nn.Module:
+    """A copy of the module on the device, without batch norms, and compiled and channels-last where asked for."""
+    module = folded(module)
     if args.compile:
         module.compile()
     return module.to(world.device,

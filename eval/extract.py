@@ -1,4 +1,5 @@
 """Network outputs averaged over the windows and crops of each video: windows of many videos share a forward batch."""
+import copy
 import itertools
 import logging
 import sys
@@ -6,7 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from tqdm import tqdm
 
 from dataset.views import JITTER_IDENTITY
@@ -63,6 +65,18 @@ def normalised(clips: Tensor, flip: Tensor, channels_last: bool) -> Tensor:
     draws = {"jitter_order": torch.arange(4).expand(n, 4), "jitter_factors": torch.tensor(JITTER_IDENTITY).expand(n, 4),
              "grey_channel": torch.full((n, t), -1), "blur_sigma": torch.zeros(n), "flip": flip}
     return augment(clips, draws, channels_last)
+
+
+def folded(network: nn.Module) -> nn.Module:
+    """A copy for inference alone: batch norms become part of the convolutions before them (conv, bn; conv1, bn1...)."""
+    network = copy.deepcopy(network).eval()
+    for module in network.modules():
+        for name, conv in list(module.named_children()):
+            norm = getattr(module, name.replace("conv", "bn"), None)
+            if isinstance(conv, nn.Conv3d) and isinstance(norm, nn.BatchNorm3d):
+                setattr(module, name, fuse_conv_bn_eval(conv, norm))
+                setattr(module, name.replace("conv", "bn"), nn.Identity())
+    return network
 
 
 @torch.no_grad()

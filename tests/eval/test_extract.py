@@ -5,12 +5,13 @@ import torch
 from databases import make_dataset, write_database
 from torchvision.transforms.v2 import functional as tv
 
+from backbone.select_backbone import select_backbone
 from dataset import window_dataset
 from dataset.clips import test_windows as windows_of
 from dataset.crop import crop_resize, decode
 from dataset.registry import open_videos
 from dataset.window_dataset import WindowDataset
-from eval.extract import CROPS, average_over_windows, views_of
+from eval.extract import CROPS, average_over_windows, folded, views_of
 from utils.launch import World
 
 CPU = World(0, 1, torch.device("cpu"))
@@ -104,3 +105,23 @@ def test_video_with_an_unreadable_part_is_left_out(root, tmp_path, monkeypatch, 
 
 def classify_7(clips):
     return classify(torch.cat([clips, clips[:, :, :1]], dim=2))
+
+
+@pytest.mark.parametrize("network", ["s3d", "s3dg", "r50"])
+def test_folded_network_computes_the_same(network):
+    torch.manual_seed(0)
+    model = select_backbone(network)[0].eval()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm3d):  # not the identity
+            module.running_mean.normal_(0, 0.01)
+            module.running_var.uniform_(0.5, 1.5)
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.normal_(module.bias, 0, 0.1)
+    clips = torch.randn(2, 3, 8, 32, 32)
+    fast = folded(model)
+    with torch.no_grad():
+        expected = model(clips)
+        torch.testing.assert_close(fast(clips), expected, atol=1e-5 * expected.abs().max().item(), rtol=0)
+    left, before = (sum(isinstance(m, torch.nn.BatchNorm3d) for m in net.modules()) for net in (fast, model))
+    assert left == (4 if network == "r50" else 0)  # on its four shortcuts
+    assert before > 50  # the network itself keeps its own
