@@ -97,13 +97,13 @@ def read_video(video: Video, fps: float | None = None) -> Iterator[np.ndarray]:
     capture = cv2.VideoCapture(os.path.abspath(video.path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
     try:
         rate = capture.get(cv2.CAP_PROP_FPS)
-        step = min(1.0, fps / rate) if fps and rate > 0 else 1.0
+        step = fps / rate if fps and rate > 0 else 1.0
         decoded = 0
         while True:
             more, frame = capture.read()
             if not more:
                 break
-            if decoded == 0 or int(decoded * step + 1e-9) > int((decoded - 1) * step + 1e-9):
+            if decoded == 0 or int(decoded * step) > int((decoded - 1) * step):
                 yield frame
             decoded += 1
         announced = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))

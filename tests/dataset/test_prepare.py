@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import tracemalloc
 import wave
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from PIL import Image
 from dataset import parts
 from dataset.flow import compute_flow, decode_flow, encode_flow
 from dataset.footage import Video, class_list, find_videos
-from dataset.frames import Options, make_frames, read_video, resize
+from dataset.frames import Options, is_whole, make_frames, read_video, resize
 from dataset.prepare import main
 from dataset.store import BrokenVideo, VideoStore
 from utils.errors import UserError
@@ -126,6 +127,9 @@ def test_report_classes_and_leftovers(undisturbed):
 
 def test_finished_database_is_recognised_and_other_options_refused(footage, undisturbed):
     before = {path: path.stat().st_mtime_ns for path in undisturbed.iterdir()}
+    for leftover in ("unfinished", "merged"):  # of runs killed while they tidied up
+        (undisturbed / leftover).mkdir()
+        (undisturbed / leftover / "x.rgb").write_text("frames")
     result = run(footage, undisturbed)
     assert result.returncode == 0
     assert "is finished: 9 videos, 0 left out" in result.stderr
@@ -376,7 +380,7 @@ def test_extracted_frames_and_original_csv(tmp_path):
     extracted(videos / "a/odd", flow="pairs")
     (videos / "a/odd/flow_y_00002.jpg").unlink()
     extracted(videos / "a/torn")
-    (videos / "a/torn/image_00002.jpg").write_bytes(pairs["image"][1][:-200])
+    (videos / "a/torn/image_00002.jpg").write_bytes(pairs["image"][1][:-2])  # decoders forgive it
     lists = tmp_path / "lists"
     lists.mkdir()
     (lists / "train_split02.csv").write_text("/datasets/UCF101/frame/a/pairs/,4\nC:\\frame\\a\\whole\\,12\n")
@@ -413,6 +417,7 @@ def test_too_long_a_video_takes_no_room(footage, tmp_path, monkeypatch):
     short, long = Video("Run/v 0", str(footage / "Run/v 0.avi")), Video("ärger/v 8", str(footage / "ärger/v 8.avi"))
     first = part.add(short)["records"]
     assert "more than 0 MB of rgb frames" in part.add(long)["left_out"]
+    assert os.path.getsize(f"{part.path}.rgb") == first["rgb"][1]
     again = part.add(short)["records"]
     for stream in ("rgb", "flow"):  # it starts where the first ended
         assert again[stream][0] == first[stream][1]
@@ -421,6 +426,21 @@ def test_too_long_a_video_takes_no_room(footage, tmp_path, monkeypatch):
     record, count = parts.read_part(f"{part.path}.rgb", *again["rgb"])
     assert count == 6
     assert len(msgpack.unpackb(record, raw=True)) == 6
+
+
+def test_memory_does_not_grow_with_the_length_of_a_video(tmp_path):
+    def peak(count: int) -> int:
+        video = Video("a/x", str(write_video(tmp_path / f"{count}.avi", [picture(t % 7) for t in range(count)])))
+        part = parts.Part(tmp_path, Options(("rgb",)))
+        tracemalloc.start()
+        records = part.add(video)["records"]
+        highest = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert records["rgb"][2] == count
+        return highest
+
+    peak(10)  # what is allocated once
+    assert peak(1000) < peak(10) + 100_000  # the frames of the longer one take 2 MB
 
 
 def test_video_that_kills_its_process_twice_is_left_out(footage, tmp_path):
@@ -443,6 +463,14 @@ def test_video_that_kills_its_process_twice_is_left_out(footage, tmp_path):
     assert sorted(VideoStore(out / "rgb.lmdb").names) == ["Run/v 0", "Run/v 1", "Run/v 2"]
 
 
+def test_a_jpeg_without_its_end_is_not_whole():
+    jpeg = cv2.imencode(".jpg", picture(0))[1].tobytes()
+    assert is_whole(jpeg)
+    assert is_whole(jpeg + b"\0\0")  # padding
+    assert not is_whole(jpeg[:-2])
+    assert not is_whole(b"")
+
+
 def test_resize_keeps_aspect_and_antialiases():
     image = picture(0, size=(96, 64))
     small = resize(image, 32)
@@ -451,9 +479,9 @@ def test_resize_keeps_aspect_and_antialiases():
     assert np.abs(small - expected).max() <= 1
     assert resize(image.transpose(1, 0, 2), 32).shape == (48, 32, 3)
     assert resize(image, 128).shape == (128, 192, 3)
-    stripes = np.zeros((64, 64, 3), np.uint8)
-    stripes[:, ::2] = 255
-    assert np.unique(resize(stripes, 32)).tolist() == [128]
+    stripes = np.zeros((96, 96, 3), np.uint8)
+    stripes[:, ::3] = 255
+    assert np.unique(resize(stripes, 32)).tolist() == [85]  # a third of the light
 
 
 def test_short_side_fps_quality_and_bound_reach_the_frames(tmp_path):
@@ -464,7 +492,7 @@ def test_short_side_fps_quality_and_bound_reach_the_frames(tmp_path):
         assert rgb_image(jpeg).shape == (32, 43, 3)
     assert frames == {"rgb": 10, "flow": 9}
     sizes = [sum(len(jpeg) for _, jpeg in make_frames(video, Options(("rgb",), quality=q), [0.0])) for q in (50, 95)]
-    assert sizes[0] < 0.6 * sizes[1]
+    assert sizes[0] < 0.7 * sizes[1]
     for bound, level in ((20, 134), (5, 153)):  # one pixel to the right: 127.5 * (1 + 1 / bound)
         (flow, *_) = [j for s, j in make_frames(video, Options(("flow",), flow="dis", bound=bound), [0.0])]
         assert abs(np.median(rgb_image(flow)[8:-8, 8:-8, 2].astype(int)) - level) <= 3

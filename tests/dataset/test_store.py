@@ -2,6 +2,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import tracemalloc
 import uuid
 from pathlib import Path
 
@@ -13,7 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dataset.store import BrokenVideo, VideoStore, pack_frames, shuffled, write_store
+import dataset.store
+from dataset.store import BrokenVideo, VideoStore, _environments, pack_frames, shuffled, write_store
 from utils.errors import UserError
 
 RELEASED = Path(__file__).parents[1] / "conformance" / "released_lmdb"
@@ -84,14 +86,24 @@ def test_record_is_packed_as_by_msgpack_0_6():
     assert pack_frames([b"y" * 40])[:3] == b"\x91\xda\x00"
 
 
-def test_same_bytes_for_any_order_of_names_and_the_map_grows(tmp_path):
-    big = {name: pack_frames([name.encode() * 4_000_000]) for name in NAMES}  # 100 MB and more in a map of 64
+def test_same_bytes_for_any_order_of_names_and_the_map_grows(tmp_path, monkeypatch):
+    monkeypatch.setattr(dataset.store, "BATCH_BYTES", 1 << 20)
+    big = {name: pack_frames([name.encode() * 100_000]) for name in NAMES}  # in batches and a first map of 1 MB
     write_store(tmp_path / "a.lmdb", NAMES, lambda name: (big[name], 1))
     write_store(tmp_path / "b.lmdb", NAMES[::-1], lambda name: (big[name], 1))
     assert (tmp_path / "a.lmdb").read_bytes() == (tmp_path / "b.lmdb").read_bytes()
     store = VideoStore(tmp_path / "a.lmdb")
-    assert sum(map(store.record_size, range(4))) == sum(map(len, big.values())) > 100 << 20
-    assert store.read_frames(2, [0]) == [store.names[2].encode() * 4_000_000]
+    assert sum(map(store.record_size, range(4))) == sum(map(len, big.values())) > 4 << 20
+    assert store.read_frames(2, [0]) == [store.names[2].encode() * 100_000]
+
+
+def test_writing_holds_a_batch_in_memory_not_the_database(tmp_path, monkeypatch):
+    monkeypatch.setattr(dataset.store, "BATCH_BYTES", 4 << 20)
+    tracemalloc.start()
+    write_store(tmp_path / "a.lmdb", [f"c/{i}" for i in range(30)], lambda name: (bytes(1 << 20), 1))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 << 20
 
 
 def test_shuffled_is_fixed_and_not_the_class_order():
@@ -208,11 +220,14 @@ def test_unusable_paths_are_named(tmp_path):
 
 
 def read_all(store: VideoStore) -> dict[str, list[bytes]]:
+    store.frame_counts()
+    assert [process for process, _ in _environments.values()] == [os.getpid()]  # nobody else's environment is used
     return {name: store.read_frames(i, range(store.num_frames(i))) for i, name in enumerate(store.names)}
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_store_works_in_child_processes_and_still_in_the_parent(tmp_path, method):
+    _environments.clear()
     store, same = write_names(tmp_path / "a.lmdb"), VideoStore(tmp_path / "a.lmdb")
     truth = {name: frames_of(name) for name in NAMES}
     assert read_all(store) == read_all(same) == truth

@@ -59,7 +59,7 @@ def test_sound_pair(tmp_path, capsys, pair, more):
 def test_each_problem_is_named(tmp_path, capsys, pair):
     rgb, flow = pair
     rgb["a/0"] = b""  # an empty record
-    rgb["a/1"][-1] = rgb["a/1"][-1][:-300]  # torn
+    rgb["a/1"][-1] = rgb["a/1"][-1][:-2]  # torn, though decoders forgive it
     rgb["a/2"][4] = jpeg(0, (32, 24))  # another size
     rgb["b/0"] = msgpack.packb("text")
     flow["b/1"] = [cv2.imencode(".jpg", GREY + 60)[1].tobytes()] * 6  # no flow
