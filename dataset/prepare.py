@@ -152,6 +152,8 @@ def wait_for(videos: dict[str, Video], folder: Path, patience: float) -> dict[st
             bar.update(len(videos) - len(missing) - bar.n)
             if not missing:
                 return {name: entries[name] for name in videos}
+            if written < 0 and patience:
+                log.info("waiting for the %d videos of the other processes", len(missing))
             now = sum(path.stat().st_size for path in folder.iterdir() if path.suffix != ".tmp")
             if now != written:
                 written, since = now, time.monotonic()
