@@ -347,13 +347,19 @@ def test_kinetics_has_two_databases_and_one_class_list(tmp_path):
     videos, out = tmp_path / "k", tmp_path / "out"
     for name in ("train/brush café/a b.mp4", "train/Abseil/x.mp4", "val/zumba/y.mp4"):
         write_video(videos / name, [picture(0, t) for t in range(4)], code="mp4v")
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists/train_split.csv").write_text("/k/train/Abseil/x/,4\n/k/train/Abseil/gone/,9\n", encoding="utf-8")
+    (tmp_path / "lists/val_split.csv").write_text("/k/val/zumba/y/,4\n", encoding="utf-8")
     result = subprocess.run([sys.executable, "-m", "dataset.prepare", "k400", "--videos", str(videos), "--out",
-                             str(out), "--streams", "rgb", "-j", "1"], cwd=ROOT, capture_output=True, text=True)
+                             str(out), "--streams", "rgb", "-j", "1", "--splits", str(tmp_path / "lists")],
+                            cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert sorted(VideoStore(out / "train/rgb.lmdb").names) == ["Abseil/x", "brush café/a b"]
     assert VideoStore(out / "val/rgb.lmdb").names == ["zumba/y"]
     assert (out / "classes.txt").read_text(encoding="utf-8").splitlines() == ["Abseil", "brush café", "zumba"]
     assert not (out / "val/flow.lmdb").exists()
+    gone = "Abseil/gone: the split lists name it, but there is no such video\n"
+    assert [(out / part / "left_out.txt").read_text() for part in ("train", "val")] == [gone, ""]
 
 
 def extracted(folder: Path, count: int = 4, flow: str = "") -> dict[str, list[bytes]]:
