@@ -100,6 +100,9 @@ def open_videos(name: str, part: str, seq_len: int, ds: int, data_root: Path | s
         wanted = set(parts[part])
         chosen = [video for video in everything if video in wanted]
     log.info("%s %s: %d videos (%s)", name, part, len(chosen), origin)
+    if not chosen:
+        raise UserError(f"{name}: the {part} split is empty, none of its videos is in {folder} ({origin}); check the "
+                        "lists and the database")
 
     positions = {s: np.array([position[s][video] for video in chosen], dtype=np.int64) for s in stores}
     frames = np.min([stores[s].frame_counts()[positions[s]] for s in stores], axis=0) if chosen else np.zeros(0)
