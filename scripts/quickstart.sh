@@ -10,5 +10,5 @@ if [ ! -e "$root/synthetic/prepared.json" ]; then
 fi
 export NCE_EPOCHS=${NCE_EPOCHS:-12} COCLR_EPOCHS=${COCLR_EPOCHS:-12}
 CYCLES=1 UBERNCE=1 PROBE=features NCE_SCHEDULE=$((NCE_EPOCHS - 2)) COCLR_SCHEDULE=$((COCLR_EPOCHS - 2)) \
-    PRETRAIN="--batch_size 16 --moco-k 64" \
+    PRETRAIN="--batch_size 16 --moco-k 64 --moco-m 0.99 --lr 3e-4" \
     bash scripts/reproduce.sh synthetic 1 --data_root "$root" --seq_len 8 --ds 2 --img_dim 32 --channels_last -j 2
