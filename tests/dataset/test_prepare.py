@@ -218,16 +218,21 @@ def limit_files(size: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
-@pytest.mark.parametrize("size", [25_000, 110_000])  # full while frames are written, and while they are merged
-def test_full_disk_loses_nothing(footage, undisturbed, tmp_path, size):
+@pytest.mark.parametrize("merging", [False, True])  # full while frames are written, or while they are merged
+def test_full_disk_loses_nothing(footage, undisturbed, tmp_path, merging):
     out = tmp_path / "out"
     assert (undisturbed / "rgb.lmdb").stat().st_size > 150_000
-    result = run(footage, out, "-j", "2", preexec_fn=lambda: limit_files(size))
+    place = {}
+    if merging:  # two shares, each well below the limit that the database exceeds
+        assert run(footage, out, env=os.environ | {"RANK": "1", "WORLD_SIZE": "2"}).returncode == 0
+        place = {"RANK": "0", "WORLD_SIZE": "2"}
+    size = 130_000 if merging else 25_000
+    result = run(footage, out, "-j", "1", env=os.environ | place, preexec_fn=lambda: limit_files(size))
     assert result.returncode == 2
     assert result.stderr.splitlines()[-1].startswith("error: cannot write")
     assert "Traceback" not in result.stderr
     done = sum(len(path.read_text().splitlines()) for path in (out / "unfinished").glob("*.jsonl"))
-    assert 0 < done < 9 if size < 100_000 else done == 9
+    assert done == 9 if merging else 0 < done < 9
     result = run(footage, out)
     assert f"9 videos, {done} of them done before" in result.stderr
     assert databases(out) == databases(undisturbed)
