@@ -222,7 +222,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
                              "VIDEOS_splits and among the videos if not given")
     parser.add_argument("--streams", default="rgb,flow", choices=STREAMS, metavar="rgb|flow|rgb,flow",
                         help="what to make")
-    parser.add_argument("--flow", default="tvl1", choices=METHODS, help="flow method; dis is some 30 times as fast")
+    parser.add_argument("--flow", default="tvl1", choices=METHODS, help="flow method; dis is tens of times as fast")
     parser.add_argument("--bound", type=float, default=20.0, help="flow is clipped to this many pixels")
     parser.add_argument("--short_side", type=positive_int, metavar="PIXELS",
                         help="scale frames so that the shorter side is this long; their size is kept if not given")

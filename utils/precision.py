@@ -27,7 +27,7 @@ def refuse_unsound_precision(precision: str, device: torch.device, encoder: nn.M
     if precision == "fp32" or device.type != "cpu":
         return
     if precision == "fp16":
-        log.warning("--precision fp16 on a CPU is many times slower than fp32")
+        log.warning("--precision fp16 is very slow on a CPU; fp32 is the choice there")
         return
     trial = copy.deepcopy(encoder).train()
     noise = torch.randn(clip_shape, generator=torch.Generator().manual_seed(0))
