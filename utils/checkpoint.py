@@ -154,14 +154,20 @@ class CheckpointFolder:
         path = self.folder / f"epoch{epoch}.pth.tar"
         save_atomically(content, path)
         if is_best:
-            save_atomically(content, self.folder / f"model_best_epoch{epoch}.pth.tar")
+            best = self.folder / f"model_best_epoch{epoch}.pth.tar"
+            best.unlink(missing_ok=True)
+            try:
+                os.link(path, best)  # a second name of the same file
+            except OSError:
+                save_atomically(content, best)
         if not self.keep_all:
             for number, old in self._numbered("epoch"):
                 if number < epoch:
                     old.unlink(missing_ok=True)
         for _, old in self._numbered("model_best_epoch")[:-self.best_kept]:
             old.unlink(missing_ok=True)
-        (self.folder / self.INTERRUPTED).unlink(missing_ok=True)
+        for leftover in (self.folder / self.INTERRUPTED, *self.folder.glob(".*.part")):  # .part: of a killed process
+            leftover.unlink(missing_ok=True)
         return path
 
     def save_interrupted(self, content: dict[str, Any]) -> Path:

@@ -1,7 +1,6 @@
 """The training loop that every main shares; a main brings its model, its data and its step."""
 import argparse
 import fcntl
-import json
 import logging
 import math
 import os
@@ -15,7 +14,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from tensorboardX import SummaryWriter
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
@@ -31,7 +29,7 @@ from utils.checkpoint import (
 )
 from utils.errors import UserError
 from utils.launch import World
-from utils.log import log_to_file
+from utils.log import Scalars, log_to_file
 from utils.metrics import Meters
 from utils.precision import autocast
 from utils.schedule import learning_rate
@@ -197,17 +195,16 @@ class Trainer:
     def fit(self) -> None:
         """Train up to --epochs. Exits with status 128 + signal after saving when a signal asked to stop."""
         args, world = self.args, self.world
-        writer = SummaryWriter(str(self.folder / "img"), purge_step=self.iteration) if world.is_main else None
-        trace = open(self.folder / "scalars.jsonl", "a", encoding="utf-8") if world.is_main else None
+        scalars = Scalars(self.folder, self.iteration) if world.is_main else None
         stop = StopRequest()
         try:
             for epoch in range(self.epoch, args.epochs):
-                if number := self._train_epoch(epoch, writer, trace, stop):
+                if number := self._train_epoch(epoch, scalars, stop):
                     self._leave(number, epoch)
                 means = self.meters.means()
                 if self.validate:
                     means |= self.validate(epoch)
-                self._end_epoch(epoch, means, writer)
+                self._end_epoch(epoch, means, scalars)
         except RuntimeError as error:
             if not (dist.is_initialized() and LOST_PROCESS.search(str(error))):
                 raise
@@ -215,9 +212,8 @@ class Trainer:
                             "stand: the same command with --resume auto goes on from the last") from error
         finally:
             stop.restore()
-            if writer:
-                writer.close()
-                trace.close()
+            if scalars:
+                scalars.close()
 
     def _loaded(self, epoch: int) -> Iterator[tuple[int, Batch, float]]:
         """(batch number, batch, seconds waited for it) of what is left of the epoch, behind a progress bar."""
@@ -231,7 +227,7 @@ class Trainer:
             batch = next(batches)
             yield number, batch, time.perf_counter() - start
 
-    def _train_epoch(self, epoch: int, writer: SummaryWriter | None, trace: Any, stop: StopRequest) -> int:
+    def _train_epoch(self, epoch: int, scalars: Scalars | None, stop: StopRequest) -> int:
         """One epoch, or the rest of it; returns the signal that cut it short, or 0."""
         args = self.args
         lr = learning_rate(self.base_lr, epoch, args.epochs, args.schedule, args.cos)
@@ -253,7 +249,7 @@ class Trainer:
                 self._refuse_non_finite(steps, names, lr)
                 rate = len(steps) * args.batch_size * self.world.size / seconds
                 speed = {"lr": lr, "clips_per_second": rate, "data_wait": waited / seconds}
-                self._record(epoch, number + 1, steps, speed, writer, trace)
+                self._record(epoch, number + 1, steps, speed, scalars)
                 waited, names, window_start = 0.0, [], time.perf_counter()
             if number_of_signal and number != last:
                 self.first_batch = number + 1
@@ -272,10 +268,14 @@ class Trainer:
         with autocast(args.precision, device):
             loss, scalars = self.step(self.parallel, clips, batch, self.iteration)
         if loss is not None:
+            one = torch.ones((), device=device)
+            scale = self.scaler.scale(one)
             self.optimizer.zero_grad(set_to_none=True)
             self.scaler.scale(loss).backward()
             self.scaler.step(self.optimizer)
             self.scaler.update()
+            if self.scaler.is_enabled():  # an overflow skips the step and lowers the scale
+                scalars = scalars | {"skipped": (self.scaler.scale(one) < scale).float()}
         return scalars
 
     def _report_broken(self, batch: Batch) -> None:
@@ -292,17 +292,14 @@ class Trainer:
                                 "or use --precision fp32")
 
     def _record(self, epoch: int, done: int, steps: list[dict[str, float]], speed: dict[str, float],
-                writer: SummaryWriter | None, trace: Any) -> None:
-        if not self.world.is_main:
+                scalars: Scalars | None) -> None:
+        if not scalars:
             return
-        first = self.iteration - len(steps)
-        for offset, scalars in enumerate(steps):
-            trace.write(json.dumps({"iteration": first + offset, "epoch": epoch, **scalars}) + "\n")
-            for name, value in scalars.items():
-                writer.add_scalar(f"train/{name}", value, first + offset)
-        for name, value in speed.items():
-            writer.add_scalar(f"train/{name}", value, self.iteration)
-        trace.flush()
+        for iteration, values in enumerate(steps, self.iteration - len(steps)):
+            scalars.add_line(iteration=iteration, epoch=epoch, **values)
+            scalars.add("train", values, iteration)
+        scalars.add("train", speed, self.iteration)
+        scalars.flush()
         if time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
             total = self.batches.batches_per_epoch()
@@ -312,15 +309,15 @@ class Trainer:
                      as_text(steps[-1]), speed["clips_per_second"], 100 * speed["data_wait"],
                      tqdm.format_interval(seconds))
 
-    def _end_epoch(self, epoch: int, means: dict[str, float], writer: SummaryWriter | None) -> None:
+    def _end_epoch(self, epoch: int, means: dict[str, float], scalars: Scalars | None) -> None:
         value = means.get(self.best, -math.inf)
         is_best = value > self.best_value
         self.best_value = max(value, self.best_value)
         self.meters = Meters()
-        if not self.world.is_main:
+        if not scalars:
             return
-        for name, mean in means.items():
-            writer.add_scalar(f"epoch/{name}", mean, epoch)
+        scalars.add("epoch", means, epoch)
+        scalars.flush()
         log.info("epoch %d of 0-%d: %s", epoch, self.args.epochs - 1, as_text(means))
         if (epoch + 1) % self.args.save_freq == 0 or epoch == self.args.epochs - 1:
             self.checkpoints.save_epoch(self._content(epoch, batches=0), epoch, is_best)

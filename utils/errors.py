@@ -1,5 +1,6 @@
 """Errors that reach a user as one line."""
 import functools
+import os
 import sys
 
 
@@ -8,14 +9,21 @@ class UserError(Exception):
 
 
 def one_line_errors(main):
-    """Decorate a command's ``main``: a UserError becomes one line on stderr and exit status 2."""
+    """Decorate a command's ``main``: one line on stderr and exit status 2 for a UserError, 130 for Ctrl-C."""
 
     @functools.wraps(main)
     def run(*args, **kwargs):
         try:
             return main(*args, **kwargs)
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            message = str(error).rpartition(f"{UserError.__module__}.UserError: ")[2]  # a loader's holds its traceback
+            print(f"error: {message.strip()}", file=sys.stderr, flush=True)
             sys.exit(2)
+        except KeyboardInterrupt:
+            print("error: stopped by Ctrl-C", file=sys.stderr, flush=True)
+            sys.exit(130)
+        except BrokenPipeError:  # of "| head": whoever read the output has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(141)
 
     return run
