@@ -19,18 +19,20 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
 
 
 def refuse_unsound_precision(precision: str, device: torch.device, encoder: nn.Module,
-                             clip_shape: tuple[int, ...]) -> None:
+                             clip_shape: tuple[int, ...], channels_last: bool) -> None:
     """On a CPU, try bf16 with one backward pass of a copy of ``encoder`` on noise [B, 3, T, H, W].
 
-    Some torch builds give non-finite bf16 weight gradients for small feature maps there; then a UserError.
+    On some CPUs torch gives non-finite bf16 weight gradients, in one of the memory layouts or for small feature maps;
+    then a UserError.
     """
     if precision == "fp32" or device.type != "cpu":
         return
     if precision == "fp16":
         log.warning("--precision fp16 is very slow on a CPU; fp32 is the choice there")
         return
-    trial = copy.deepcopy(encoder).train()
-    noise = torch.randn(clip_shape, generator=torch.Generator().manual_seed(0))
+    layout = torch.channels_last_3d if channels_last else torch.contiguous_format
+    trial = copy.deepcopy(encoder).train().to(memory_format=layout)
+    noise = torch.randn(clip_shape, generator=torch.Generator().manual_seed(0)).to(memory_format=layout)
     with autocast(precision, device):
         output = trial(noise)
     output.float().square().mean().backward()
@@ -38,4 +40,5 @@ def refuse_unsound_precision(precision: str, device: torch.device, encoder: nn.M
     if bad:
         size = "x".join(map(str, clip_shape[2:]))
         raise UserError(f"--precision {precision} on this CPU gives non-finite gradients for clips of {size} "
-                        f"(first in {bad[0]}); use --precision fp32 or larger clips")
+                        f"(first in {bad[0]}); use --precision fp32, "
+                        f"{'larger clips' if channels_last else '--channels_last'} or a GPU")

@@ -76,7 +76,7 @@ def pretrain(args: argparse.Namespace, world: World, model: nn.Module, step: Ste
     """Train ``model`` up to --epochs, from ``start()`` unless resumed; returns the run's folder."""
     refuse_small_clips(model.encoder_q, args)
     shape = (args.batch_size, 3, args.seq_len, args.img_dim, args.img_dim)
-    refuse_unsound_precision(args.precision, world.device, model.encoder_q, shape)
+    refuse_unsound_precision(args.precision, world.device, model.encoder_q, shape, args.channels_last)
     folder = run_folder(args, run_name(args, method), world)
     resume = checkpoint_to_resume(args.resume, folder)
     if resume is None:
