@@ -58,7 +58,7 @@ class ClipDataset(Dataset):
                 return self._sample(epoch, candidate) | {"broken": "; ".join(problems)}
             except BrokenVideo as error:
                 problems.append(str(error))
-        raise BrokenVideo("every video", f"of {len(self)} is unreadable, the first: {problems[0]}")
+        raise UserError(f"every one of {len(self)} videos is unreadable, e.g. {problems[0]}; prepare them again")
 
     def _candidates(self, index: int) -> Iterator[int]:
         """The video itself, then the ones that stand in for it while it is broken."""

@@ -6,6 +6,7 @@ lists the keys in class order, ``__len__`` counts them, ``__vlen__`` gives frame
 import contextlib
 import hashlib
 import os
+import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,12 @@ import lmdb
 import msgpack
 import numpy as np
 
+from dataset.lmdb_file import LmdbFile, Value
 from dataset.splits import class_of, class_order
 from utils.errors import UserError
 
 LENGTH_BYTES = {0xD9: 1, 0xDA: 2, 0xDB: 4, 0xC4: 1, 0xC5: 2, 0xC6: 4}  # str8, str16, str32 and bin8, bin16, bin32
 BATCH_BYTES = 64 << 20
-SPARE_PAGES = 16  # LMDB may count a few freed pages at the end that it never wrote
-
-# An open environment must not cross a fork, and LMDB opens a file only once per process (children inherit that mark).
-_environments: dict[str, tuple[int, lmdb.Environment]] = {}
 
 
 class BrokenVideo(Exception):
@@ -37,7 +35,7 @@ class BrokenVideo(Exception):
 
 
 class VideoStore:
-    """Read access to one database, a file or a folder; opened again by itself in every process that uses it.
+    """Read access to one database, a file or a folder, in this process and its children.
 
     Args:
         path: the LMDB file or folder.
@@ -50,8 +48,11 @@ class VideoStore:
         self.path = os.fspath(path)
         if not os.path.exists(self.path):
             raise UserError(f"no database at {self.path}; mend the path or make one by 'python -m dataset.prepare'")
-        _close(self.path)  # the file may have been replaced since this process opened it
-        self._check_size()
+        try:
+            self._file = LmdbFile(self.path)
+        except (OSError, ValueError, struct.error) as error:
+            raise UserError(f"{self.path} is not an LMDB database or damaged ({error}); prepare or download it "
+                            "again") from error
         order = self._meta("__order__")
         if not isinstance(order, list) or not all(isinstance(name, bytes) for name in order):
             raise UserError(f"{self.path} lacks a list __order__ of video names: not a database of videos, or not one "
@@ -89,9 +90,9 @@ class VideoStore:
 
         Raises BrokenVideo for a record that is missing, of another type or cut short, and for an index out of range.
         """
-        def copy(record: memoryview) -> list[bytes]:
+        def copy(record: Value) -> list[bytes]:
             spans = _frame_spans(record, indices)
-            frames = {i: bytes(record[slice(*spans[i])]) for i in set(indices)}
+            frames = {i: record[slice(*spans[i])] for i in set(indices)}
             return [frames[i] for i in indices]
 
         return self._with_record(position, copy)
@@ -100,33 +101,22 @@ class VideoStore:
         """Bytes of one record; raises BrokenVideo if it is missing."""
         return self._with_record(position, len)
 
-    def _with_record(self, position: int, use: Callable[[memoryview], Any]) -> Any:
-        with _environment(self.path).begin(buffers=True) as transaction:
-            record = transaction.get(_key(position))
+    def _with_record(self, position: int, use: Callable[[Value], Any]) -> Any:
+        try:
+            record = self._file.find(_key(position))
             if record is None:
-                raise BrokenVideo(self.names[position], f"{self.path} has no record {_key(position).decode()}")
-            try:
-                return use(record)
-            except (ValueError, IndexError) as error:
-                raise BrokenVideo(self.names[position], f"{self.path}: {error}") from error
+                raise ValueError(f"there is no record {_key(position).decode()}")
+            return use(record)
+        except (OSError, ValueError, IndexError) as error:
+            raise BrokenVideo(self.names[position], f"{self.path}: {error}") from error
 
     def _meta(self, key: str) -> Any:
         """Unpacked value of a ``__key__``; None if it is absent or garbled."""
-        with _environment(self.path).begin() as transaction:
-            value = transaction.get(key.encode())
         try:
-            return None if value is None else msgpack.unpackb(value, raw=True, strict_map_key=False)
-        except ValueError:
+            value = self._file.find(key.encode())
+            return None if value is None else msgpack.unpackb(value[:], raw=True, strict_map_key=False)
+        except (OSError, ValueError):
             return None
-
-    def _check_size(self) -> None:
-        """Refuse a file that ends before its last page: reading there would kill the process (SIGBUS)."""
-        file = os.path.join(self.path, "data.mdb") if os.path.isdir(self.path) else self.path
-        environment = _environment(self.path)
-        needed = (environment.info()["last_pgno"] + 1 - SPARE_PAGES) * environment.stat()["psize"]
-        if os.path.getsize(file) < needed:
-            raise UserError(f"{file} is cut short: {os.path.getsize(file)} of at least {needed} bytes; "
-                            "download or prepare it again")
 
 
 def pack_frames(frames: Sequence[bytes]) -> bytes:
@@ -202,39 +192,19 @@ def _key(position: int) -> bytes:
     return b"%09d" % position
 
 
-def _environment(path: str) -> lmdb.Environment:
-    """This process's environment for ``path``."""
-    path = os.path.realpath(path)
-    process, environment = _environments.get(path, (0, None))
-    if process != os.getpid():
-        _close(path)
-        try:
-            environment = lmdb.open(path, subdir=os.path.isdir(path), readonly=True, lock=False, readahead=False)
-        except lmdb.Error as error:
-            raise UserError(f"{path} is not an LMDB database ({error}); prepare or download it again") from error
-        _environments[path] = os.getpid(), environment
-    return environment
-
-
-def _close(path: str) -> None:
-    """Close the environment of ``path``, also one inherited by a fork (without lock that touches nobody else's)."""
-    _, environment = _environments.pop(os.path.realpath(path), (0, None))
-    if environment is not None:
-        environment.close()
-
-
-def _list_header(record: memoryview) -> tuple[int, int]:
+def _list_header(record: Value) -> tuple[int, int]:
     """(number of elements, offset of the first) of a msgpack list; raises ValueError for any other type."""
-    tag = record[0] if len(record) else 0xC1
+    head = record[:5]
+    tag = head[0] if head else 0xC1
     if 0x90 <= tag <= 0x9F:
         return tag & 0x0F, 1
     width = {0xDC: 2, 0xDD: 4}.get(tag)
     if width is None or len(record) < 1 + width:
         raise ValueError(f"the record is not a list of frames (msgpack type 0x{tag:02x}, {len(record)} bytes)")
-    return int.from_bytes(record[1:1 + width], "big"), 1 + width
+    return int.from_bytes(head[1:1 + width], "big"), 1 + width
 
 
-def _frame_spans(record: memoryview, indices: Sequence[int]) -> list[tuple[int, int]]:
+def _frame_spans(record: Value, indices: Sequence[int]) -> list[tuple[int, int]]:
     """(start, end) of frames 0 ... max(indices), by walking the msgpack headers; raises ValueError or IndexError."""
     count, at = _list_header(record)
     for i in indices:
@@ -242,14 +212,15 @@ def _frame_spans(record: memoryview, indices: Sequence[int]) -> list[tuple[int, 
             raise IndexError(f"frame {i} asked of a record of {count}")
     spans = []
     for i in range(max(indices, default=-1) + 1):
-        if at >= len(record):
+        head = record[at:at + 5]
+        if not head:
             raise ValueError(f"the record ends before frame {i} of {count}")
-        tag = record[at]
+        tag = head[0]
         width = 0 if 0xA0 <= tag <= 0xBF else LENGTH_BYTES.get(tag)  # fixstr holds its length in the tag
         if width is None:
             raise ValueError(f"frame {i} is not a string of bytes (msgpack type 0x{tag:02x})")
         start = at + 1 + width
-        at = start + (int.from_bytes(record[at + 1:start], "big") if width else tag & 0x1F)
+        at = start + (int.from_bytes(head[1:1 + width], "big") if width else tag & 0x1F)
         if at > len(record):
             raise ValueError(f"the record ends within frame {i} of {count}")
         spans.append((start, at))

@@ -1,0 +1,93 @@
+"""Reading LMDB files by plain reads, without mapping them into memory.
+
+A mapped file that is damaged, or cut short while it is in use, ends the interpreter (SIGBUS). Here both are ValueError,
+a file whose name another has taken is read on as it was, and an open file may cross a fork.
+"""
+import os
+import struct
+from bisect import bisect_left, bisect_right
+
+MAGIC, BRANCH, LEAF, OVERFLOW_VALUE = 0xBEEFC0DE, 1, 2, 1  # as in lmdb.h and mdb.c, data version 1, 64 bits
+HEADER = 16  # bytes at the start of a page
+DEEPEST = 32
+SPARE_PAGES = 16  # LMDB may count a few freed pages at the end that it never wrote
+
+
+class LmdbFile:
+    """The values of one LMDB database, a file or a folder. Raises OSError or ValueError where it is none."""
+
+    def __init__(self, path: str):
+        self.path = path
+        self._handle = os.open(os.path.join(path, "data.mdb") if os.path.isdir(path) else path, os.O_RDONLY)
+        os.posix_fadvise(self._handle, 0, 0, os.POSIX_FADV_RANDOM)
+        self._size = os.fstat(self._handle).st_size
+        newest, self.page_size = -1, 0
+        for at in (0, None):  # of the two headers the one of the newer transaction counts
+            magic, version, self.page_size, root, last, transaction = struct.unpack(
+                "<16xII16xI84xQQQ", self.read(self.page_size if at is None else at, 152))
+            if magic != MAGIC or version != 1 or not 256 <= self.page_size <= 1 << 16:
+                raise ValueError("its header is not that of an LMDB file")
+            if transaction > newest:
+                newest, self.root, pages = transaction, root, last + 1
+        if self._size < (pages - SPARE_PAGES) * self.page_size:
+            raise ValueError(f"cut short: {self._size} of at least {(pages - SPARE_PAGES) * self.page_size} bytes")
+
+    def __reduce__(self):
+        return LmdbFile, (self.path,)
+
+    def __del__(self):
+        if hasattr(self, "_handle"):
+            os.close(self._handle)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """That part of the file; ValueError where the file ends before it does."""
+        part = os.pread(self._handle, size, offset) if offset + size <= self._size else b""
+        if len(part) < size:
+            raise ValueError(f"damaged or cut short: it ends before byte {offset + size}")
+        return part
+
+    def find(self, key: bytes) -> "Value | None":
+        """The value of a key, None without one; ValueError in a damaged file."""
+        number = self.root
+        try:
+            for _ in range(DEEPEST if number < 1 << 64 - 1 else 0):
+                page = self.read(number * self.page_size, self.page_size)
+                flags, end = struct.unpack_from("<HH", page, 10)
+                nodes = struct.unpack_from(f"<{(end - HEADER) // 2}H", page, HEADER)
+
+                def key_of(node: int, page: bytes = page) -> bytes:
+                    return page[node + 8:node + 8 + struct.unpack_from("<H", page, node + 6)[0]]
+
+                if flags & LEAF:
+                    place = bisect_left(nodes, key, key=key_of)
+                    if place == len(nodes) or key_of(nodes[place]) != key:
+                        return None
+                    size, kind = struct.unpack_from("<IH", page, nodes[place])
+                    at = nodes[place] + 8 + len(key)
+                    if kind & OVERFLOW_VALUE:
+                        return Value(self, struct.unpack_from("<Q", page, at)[0] * self.page_size + HEADER, size)
+                    return Value(self, number * self.page_size + at, size)
+                if not flags & BRANCH:
+                    break
+                low, high = struct.unpack_from("<IH", page, nodes[bisect_right(nodes, key, lo=1, key=key_of) - 1])
+                number = low | high << 32
+            else:
+                if number == (1 << 64) - 1:
+                    return None  # an empty database
+        except (struct.error, IndexError) as error:
+            raise ValueError(f"page {number} is damaged") from error
+        raise ValueError(f"page {number} is damaged")
+
+
+class Value:
+    """A value in the file, which reads what is asked of it: ``value[i]``, ``value[a:b]``, ``len(value)``."""
+
+    def __init__(self, file: LmdbFile, offset: int, size: int):
+        self._file, self._offset, self._size = file, offset, size
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, part: slice) -> bytes:
+        start, stop, _ = part.indices(self._size)
+        return self._file.read(self._offset + start, max(stop - start, 0))
