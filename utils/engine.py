@@ -29,9 +29,10 @@ from utils.checkpoint import (
 )
 from utils.errors import UserError
 from utils.launch import World
-from utils.log import Scalars, log_to_file
+from utils.log import log_to_file
 from utils.metrics import Meters
 from utils.precision import autocast
+from utils.scalars import Scalars
 from utils.schedule import learning_rate
 
 log = logging.getLogger("coclr")
