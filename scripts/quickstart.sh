@@ -1,15 +1,26 @@
 #!/usr/bin/env bash
-# The whole recipe in small, on embedded footage: videos, flow, databases, pretraining, co-training, evaluation, table.
+# The whole recipe in small, on embedded footage: videos, flow, databases, pretraining, co-training, evaluation, table,
+# chart, gallery. --full: at a size that means something, three seeds (a GPU, or a night on a CPU).
 source "$(dirname "$0")/environment.sh"
+case "${1-}" in
+    "") set -- synthetic 80 "0" 24 12 ;;
+    --full) set -- synthetic-full 250 "0 1 2" 60 30 ;;
+    *) echo "error: $1 is not known; usage: bash scripts/quickstart.sh [--full]" >&2; exit 2 ;;
+esac
+name=$1 videos=$2 seeds=$3 nce_epochs=${NCE_EPOCHS:-$4} coclr_epochs=${COCLR_EPOCHS:-$5}
 root=${COCLR_DATA:-data}
-videos=$root/synthetic-videos
+footage=$root/$name-videos
 
-if [ ! -e "$root/synthetic/prepared.json" ]; then
-    [ -e "$videos/classInd.txt" ] || "$PYTHON" -m dataset.synthetic --out "$videos" --videos 40 --size 64 --frames 32
-    "$PYTHON" -m dataset.prepare synthetic --videos "$videos" --out "$root/synthetic" --flow dis
+if [ ! -e "$root/$name/prepared.json" ]; then
+    [ -e "$footage/classInd.txt" ] ||
+        "$PYTHON" -m dataset.synthetic --out "$footage" --videos "$videos" --size 64 --frames 32
+    "$PYTHON" -m dataset.prepare "$name" --videos "$footage" --out "$root/$name" --flow dis
 fi
-export NCE_EPOCHS=${NCE_EPOCHS:-16} COCLR_EPOCHS=${COCLR_EPOCHS:-10}
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # clips this small are slower on several threads
-CYCLES=1 UBERNCE=1 PROBE=features NCE_SCHEDULE=$((NCE_EPOCHS - 2)) COCLR_SCHEDULE=$((COCLR_EPOCHS - 2)) \
-    PRETRAIN="--batch_size 16 --moco-k 64 --moco-m 0.99 --lr 3e-4" \
-    bash scripts/reproduce.sh synthetic 1 --data_root "$root" --seq_len 8 --ds 2 --img_dim 32 --channels_last -j 2
+export NCE_EPOCHS=$nce_epochs NCE_SCHEDULE=$((nce_epochs * 5 / 6)) OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+export COCLR_EPOCHS=$coclr_epochs COCLR_SCHEDULE=$((coclr_epochs * 5 / 6)) CYCLES=1 BASELINES=1 PROBE=features
+export PRETRAIN="--batch_size 16 --moco-k 128 --moco-m 0.99 --lr 3e-4 --save_freq 4"
+for seed in $seeds; do
+    SEED=$seed bash scripts/reproduce.sh "$name" 1 --data_root "$root" --seq_len 8 --ds 2 --img_dim 32 \
+        --channels_last -j 1
+done
+echo "table: results.md; chart: results.png; what was retrieved: gallery-$name.html, recall-$name.png"

@@ -4,14 +4,16 @@
 #   bash scripts/reproduce.sh DATASET [NPROC] [--dry-run] [options of every command]
 #
 # InfoNCE RGB and flow, then CYCLES (2) cycles of co-training, each run from the last checkpoint of its predecessors;
-# then retrieval and linear probe of each, two-stream, and the table. What is done is skipped and what was interrupted
-# goes on, so the same command can be given again at any time. NPROC processes per run (default: the paper's GPUs).
-# Environment: CYCLES, UBERNCE=1 (also UberNCE RGB), NCE_EPOCHS, NCE_SCHEDULE, COCLR_EPOCHS, COCLR_SCHEDULE,
-# PRETRAIN and EVALUATE (options of the pretraining and of the evaluation commands alone), EVAL (datasets to evaluate
-# on), PROBE=features (a linear layer on saved features: minutes instead of hours).
+# then retrieval and linear probe of each, two-stream, the table, its chart and a gallery of what was retrieved. What is
+# done is skipped and what was interrupted goes on, so the same command can be given again at any time. NPROC processes
+# per run (default: the paper's GPUs).
+# Environment: CYCLES, BASELINES=1 (also random weights and UberNCE RGB), NCE_EPOCHS, NCE_SCHEDULE, COCLR_EPOCHS,
+# COCLR_SCHEDULE, PRETRAIN and EVALUATE (options of the pretraining and of the evaluation commands alone), EVAL (datasets
+# to evaluate on), PROBE=features (a linear layer on saved features: minutes instead of hours), SEED (0; a name of its
+# own for each seed's runs).
 source "$(dirname "$0")/environment.sh"
 
-usage() { sed -n '2,13s/^# \{0,1\}//p' scripts/reproduce.sh; }
+usage() { sed -n '2,15s/^# \{0,1\}//p' scripts/reproduce.sh; }
 fail() { echo "error: $*" >&2; exit 2; }
 
 dry=; arguments=()
@@ -28,7 +30,8 @@ set -- "${arguments[@]}"
 dataset=$1; shift
 nproc=
 if [[ ${1-} =~ ^[0-9]+$ ]]; then nproc=$1; shift; fi
-common=("$@")
+common=("$@" ${SEED:+--seed "$SEED"})
+runs=${SEED:+seed${SEED}_}
 
 case "$dataset" in
     k400) nce=(300 "250 280" 4 16384); coclr=(50 40 2); evaluate_on="ucf101 hmdb51" ;;
@@ -64,9 +67,13 @@ find_last() {  # PATTERN EPOCHS: the last checkpoint of the run whose folder mat
 }
 
 declare -A checkpoint
+cycles=${CYCLES:-2}; count=0
+[ -z "${BASELINES:-}" ] && pretrainings=$((2 + 2 * cycles)) || pretrainings=$((3 + 2 * cycles))
 stage() {  # TITLE PATTERN EPOCHS NPROC SCRIPT ...: train unless it is done; note the checkpoint that it hands on
     local title=$1 pattern=$2 epochs=$3 processes=$4; shift 4
-    echo "== $title"
+    count=$((count + 1))
+    [ $count -le $pretrainings ] && title_of="training $count of $pretrainings: $title" || title_of=$title
+    echo "== $title_of"
     checkpoint[$title]=$(find_last "$pattern" "$epochs")
     if [ -z "${checkpoint[$title]}" ]; then
         launch "${nproc:-$processes}" "$@" --epochs "$epochs" --resume auto
@@ -80,17 +87,17 @@ stage() {  # TITLE PATTERN EPOCHS NPROC SCRIPT ...: train unless it is done; not
 
 infonce() {  # TITLE MODEL DATASET
     # shellcheck disable=SC2086  # the schedule is a list
-    stage "$1" "log-pretrain/$2_k*_$3-2clip-*" "$nce_epochs" "${nce[2]}" main_nce.py --net s3d --model "$2" \
+    stage "$1" "log-pretrain/$runs$2_k*_$3-2clip-*" "$nce_epochs" "${nce[2]}" main_nce.py --net s3d --model "$2" \
         --moco-k "${nce[3]}" --dataset "$3-2clip" --seq_len 32 --ds 1 --batch_size 32 --schedule $nce_schedule -j 16 \
-        "${common[@]}" "${pretrain_options[@]}"
+        ${runs:+--name_prefix "$runs"} "${common[@]}" "${pretrain_options[@]}"
 }
 
 cotrain() {  # TITLE OWN OTHER [--reverse]
     local title=$1 own=$2 other=$3; shift 3
     # shellcheck disable=SC2086
-    stage "$title" "log-pretrain/${title}_coclr-*_$dataset-2stream-2clip-*" "$coclr_epochs" "${coclr[2]}" \
+    stage "$title" "log-pretrain/$runs${title}_coclr-*_$dataset-2stream-2clip-*" "$coclr_epochs" "${coclr[2]}" \
         main_coclr.py --net s3d --topk 5 --moco-k "${nce[3]}" "$@" --dataset "$dataset-2stream-2clip" --seq_len 32 \
-        --ds 1 --batch_size 32 --schedule $coclr_schedule --name_prefix "${title}_" -j 8 \
+        --ds 1 --batch_size 32 --schedule $coclr_schedule --name_prefix "$runs${title}_" -j 8 \
         --pretrain "${checkpoint[$own]}" "${checkpoint[$other]}" "${common[@]}" "${pretrain_options[@]}"
 }
 
@@ -98,14 +105,21 @@ infonce InfoNCE-RGB infonce "$dataset"
 infonce InfoNCE-Flow infonce "$dataset-f"
 rgb=InfoNCE-RGB; flow=InfoNCE-Flow
 stages=("$rgb" "$flow")
-if [ -n "${UBERNCE:-}" ]; then
+if [ -n "${BASELINES:-}" ]; then
     infonce UberNCE-RGB ubernce "$dataset"
-    stages+=(UberNCE-RGB)
+    checkpoint[Random-RGB]=log-linclr/random_s3d_seed${SEED:-0}/random.pth.tar
+    checkpoint[Random-Flow]=${checkpoint[Random-RGB]}
+    stages=(Random-RGB Random-Flow "${stages[@]}" UberNCE-RGB)
 fi
-for ((cycle = 1; cycle <= ${CYCLES:-2}; cycle++)); do
+for ((cycle = 1; cycle <= cycles; cycle++)); do
     cotrain "Cycle$cycle-FlowMining" "$rgb" "$flow"; rgb=Cycle$cycle-FlowMining
     cotrain "Cycle$cycle-RGBMining" "$flow" "$rgb" --reverse; flow=Cycle$cycle-RGBMining
     stages+=("$rgb" "$flow")
+done
+
+where=()  # the options that say where databases lie are all that pictures need
+for ((i = 0; i < ${#common[@]}; i++)); do
+    case "${common[i]}" in --data[-_]root|--rgb[-_]lmdb|--flow[-_]lmdb) where+=("${common[@]:i:2}") ;; esac
 done
 
 for name in $evaluate_on; do
@@ -113,22 +127,23 @@ for name in $evaluate_on; do
         ending=; case "$title" in *-Flow|*-RGBMining) ending=-f ;; esac
         path=${checkpoint[$title]}
         features=$(dirname "$path")/feature-$name
+        case "$title" in Random-*) tested=random ;; *) tested=$path ;; esac
         echo "== evaluate $title on $name$ending"
         evaluation=(--net s3d --dataset "$name$ending" --seq_len 32 --ds 1 "${common[@]}" "${evaluate_options[@]}")
-        if [ -n "$dry" ] || [ ! -e "$features/.done" ]; then
-            launch "${nproc:-1}" main_classifier.py "${evaluation[@]}" --test "$path" --retrieval \
+        if [ -n "$dry" ] || [ ! -e "$features/.done$ending" ]; then
+            launch "${nproc:-1}" main_classifier.py "${evaluation[@]}" --test "$tested" --retrieval \
                 --dirname "feature-$name"
-            [ -n "$dry" ] || touch "$features/.done"
+            [ -n "$dry" ] || touch "$features/.done$ending"
         fi
         if [ "${PROBE:-}" = features ]; then
-            [ -z "$dry" ] && [ -e "$features/.probed" ] && continue
+            [ -z "$dry" ] && [ -e "$features/.probed$ending" ] && continue
             run "$PYTHON" eval/feature_linear_probe.py --dataset "$name$ending" --test "$features" --final_bn \
                 --lr 1.0 --wd 1e-3
-            [ -n "$dry" ] || touch "$features/.probed"
-        else
-            stage "Probe-$title-$name" "log-linclr/Probe-${title}_$name$ending-*" 100 1 main_classifier.py \
+            [ -n "$dry" ] || touch "$features/.probed$ending"
+        elif [ "$tested" != random ]; then
+            stage "Probe-$title-$name" "log-linclr/${runs}Probe-${title}_$name$ending-*" 100 1 main_classifier.py \
                 "${evaluation[@]}" --batch_size 32 --train_what last --schedule 60 80 --optim sgd --lr 1e-1 \
-                --wd 1e-3 --final_bn --name_prefix "Probe-${title}_" --pretrain "$path"
+                --wd 1e-3 --final_bn --name_prefix "${runs}Probe-${title}_" --pretrain "$path"
             probe=${checkpoint["Probe-$title-$name"]}
             [ -z "$dry" ] && [ -e "$probe-prob-ten.json" ] && continue
             launch "${nproc:-1}" main_classifier.py "${evaluation[@]}" --train_what last --test "$probe" --ten_crop
@@ -146,5 +161,7 @@ for name in $evaluate_on; do
         fi
         [ -n "$dry" ] || touch "$features/.merged"
     fi
+    run "$PYTHON" eval/retrieval.py --dataset "$name" --test "$features" --gallery "gallery-$name.html" \
+        --curve "recall-$name.png" "${where[@]}"
 done
-run "$PYTHON" eval/report.py
+run "$PYTHON" eval/report.py --mean --chart results.png
