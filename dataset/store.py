@@ -115,7 +115,7 @@ class VideoStore:
         try:
             value = self._file.find(key.encode())
             return None if value is None else msgpack.unpackb(value[:], raw=True, strict_map_key=False)
-        except (OSError, ValueError):
+        except (OSError, ValueError, TypeError):
             return None
 
 

@@ -118,8 +118,8 @@ def load_features(folder: Path, dataset: str, part: str) -> Features:
     labels = _load_tensor(folder / f"{dataset}_{part}_label.pth.tar").long().flatten()
     names_path = folder / f"{dataset}_{part}_names.json"
     names = read_json(names_path) if names_path.is_file() else None
-    lengths = {len(features), len(labels)} | ({len(names)} if isinstance(names, list) else set())
-    if features.dim() != 2 or len(lengths) != 1 or not len(features):
+    lengths = {len(labels)} | ({len(names)} if isinstance(names, list) else set())
+    if features.dim() != 2 or lengths != {len(features)} or not len(features):
         raise UserError(f"{path}: features of shape {list(features.shape)} do not fit {len(labels)} labels"
-                        f"{'' if names is None else f' and {len(names)} names'}; make them anew by --retrieval")
+                        f"{'' if names is None else f' and the names in {names_path}'}; make them anew by --retrieval")
     return Features(features, labels, names)

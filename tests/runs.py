@@ -21,7 +21,8 @@ NCE = ("main_nce.py", "--dataset", "tiny-2clip", *SMALL, "--print_freq", "1", "-
 RUN = "infonce_k8_tiny-2clip-32_s3d_bs4_lr0.001_seq2_len8_ds1"  # the name of the folder of NCE
 
 _forks = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload(["main_nce", "main_coclr", "main_classifier", "dataset.prepare", "runs"])
+_forks.set_forkserver_preload(["main_nce", "main_coclr", "main_classifier", "dataset.prepare", "runs",
+                                "torch.fx.experimental.symbolic_shapes"])
 _numbers = itertools.count()
 
 
@@ -126,7 +127,7 @@ def run_ranks(*words: str, cwd: Path) -> str:
 
 
 def start_torchrun(*words: str, cwd: Path, before: tuple[str, ...] = (), **env: str) -> subprocess.Popen:
-    """``[before] torchrun OPTIONS SCRIPT ...`` in the background, all output in one pipe; a process group of its own."""
+    """``[before] torchrun OPTIONS SCRIPT ...`` in the background, its output in one pipe; a process group."""
     script = next(i for i, word in enumerate(words) if word.endswith(".py"))
     command = [*before, sys.executable, "-m", "torch.distributed.run", *words[:script], ROOT / words[script],
                *words[script + 1:]]

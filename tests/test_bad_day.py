@@ -1,102 +1,286 @@
-"""What goes wrong in long runs: killed ranks, lost disks, diverging losses, two runs of one name."""
+"""What goes wrong in long runs: signals, killed ranks, full disks, diverging losses, broken files, one name twice."""
 import contextlib
 import fcntl
+import io
+import json
+import os
 import re
+import shutil
 import signal
 import subprocess
-import sys
+from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
-from databases import make_dataset
-from runs import ROOT, SMALL, environment, free_port, losses, run, run_ok
+import torch
+from databases import write_database
+from PIL import Image
+from runs import NCE, RUN, Started, free_port, losses, refused, run_ok, run_ranks, start_ranks, start_torchrun
+from tiny_trainer import tiny_trainer
 
 from utils.checkpoint import load_checkpoint
+from utils.log import start_logging
 
-NCE = ("main_nce.py", "--dataset", "tiny-2clip", *SMALL, "--print_freq", "1", "--moco-k", "8", "--batch_size", "4")
-RUN = "infonce_k8_tiny-2clip-32_s3d_bs4_lr0.001_seq2_len8_ds1"
-
-
-@pytest.fixture
-def cwd(tmp_path):
-    make_dataset(tmp_path / "data" / "tiny")
-    return tmp_path
+FOLDER = f"log-pretrain/{RUN}"
+HALF = (*NCE, "--batch_size", "2")  # for two processes
+HALF_RUN = RUN.replace("bs4", "bs2")
 
 
-def start(*words, cwd, **more):
-    """Start a main in the background."""
-    command = [sys.executable, str(ROOT / words[0]), *words[1:]]
-    return subprocess.Popen(command, cwd=cwd, env=environment() | more, stderr=subprocess.PIPE, text=True)
-
-
-def wait_for_steps(process, trace, steps):
-    """Wait until the run has recorded so many steps."""
-    while not (trace.exists() and trace.read_text().count("\n") >= steps):
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            pytest.fail(f"ended early with status {process.wait(timeout=0.1)}: {process.stderr.read()}")
+def trained(folder):
+    """The number of steps in a run's trace, which are all there, repeated or not, and its losses."""
+    found = losses(folder)
+    assert sorted(found) == list(range(len(found)))
+    return found
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
-def test_a_signal_saves_in_the_middle_of_an_epoch(cwd, number):
-    process = start(*NCE, "-j", "2", "--epochs", "50", cwd=cwd)
-    trace = cwd / f"log-pretrain/{RUN}/scalars.jsonl"
-    wait_for_steps(process, trace, 5)
-    process.send_signal(number)
-    text = process.communicate(timeout=60)[1]
-    assert process.returncode == 128 + number
-    assert "--resume auto" in text
-    assert "Traceback" not in text
-    saved = load_checkpoint(cwd / f"log-pretrain/{RUN}/model/interrupted.pth.tar")
-    assert saved["iteration"] == len(losses(cwd / f"log-pretrain/{RUN}"))
-    assert saved["iteration"] == 4 * (saved["epoch"] + 1) + saved["batches"]
+def test_stopped_run_loses_and_repeats_nothing(cwd, undisturbed):
+    """Ctrl-C, then SLURM's warning, with two loader workers, then SIGKILL: the losses are the undisturbed ones."""
+    folder, interrupted = cwd / FOLDER, cwd / FOLDER / "model/interrupted.pth.tar"
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        before = len(losses(folder)) if folder.exists() else 0
+        with Started(*NCE, "-j", "2", "--epochs", "50", "--resume", "auto", cwd=cwd) as process:
+            process.wait_for_steps(folder, before + 2)
+            process.send_signal(number)
+            done = process.finish()
+        assert done.returncode == 128 + number, done.stderr
+        assert re.search(r"saved \S+interrupted.pth.tar; the same command with --resume auto goes on", done.stderr)
+        assert "Traceback" not in done.stderr
+        saved = load_checkpoint(interrupted)
+        assert saved["iteration"] == len(trained(folder)) > before
+        assert saved["iteration"] == 4 * (saved["epoch"] + 1) + saved["batches"]
+    with Started(*NCE, "--epochs", "50", "--resume", "auto", cwd=cwd) as process:
+        process.wait_for_steps(folder, saved["iteration"] + 2)
+        process.process.kill()
+    assert list((folder / "model").glob("*.tar")), "a checkpoint was lost"
+    (folder / "model/.epoch0.pth.tar.1.part").write_bytes(b"as a process killed while saving leaves it")
+    run_ok(*NCE, "--epochs", str(max(3, saved["epoch"] + 3)), "--resume", "auto", cwd=cwd)
+    assert losses(undisturbed).items() <= trained(folder).items()
+    assert not list((folder / "model").glob(".*.part"))
 
 
-@pytest.mark.slow
-def test_sigkill_loses_no_more_than_the_work_since_the_last_save(cwd):
-    run_ok(*NCE, "--epochs", "4", "--name_prefix", "whole_", cwd=cwd)
-    process = start(*NCE, "--epochs", "4", cwd=cwd)
-    wait_for_steps(process, cwd / f"log-pretrain/{RUN}/scalars.jsonl", 10)
-    process.kill()
-    process.communicate()
-    run_ok(*NCE, "--epochs", "4", "--resume", "auto", cwd=cwd)
-    assert losses(cwd / f"log-pretrain/{RUN}") == losses(cwd / f"log-pretrain/whole_{RUN}")
+@pytest.fixture(scope="module")
+def two_ranks(tiny):
+    """Folder of an undisturbed run of two processes, three epochs."""
+    run_ranks(*HALF, "--epochs", "3", "--name_prefix", "whole_", cwd=tiny)
+    return tiny / f"log-pretrain/whole_{HALF_RUN}"
 
 
 @pytest.mark.slow
 def test_killed_rank_ends_the_other_with_a_clear_message(cwd):
-    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    words = (*NCE, "--batch_size", "2", "--epochs", "200")
-    ranks = [start(*words, cwd=cwd, RANK=str(r), LOCAL_RANK=str(r), **place) for r in range(2)]
-    wait_for_steps(ranks[0], cwd / f"log-pretrain/{RUN.replace('bs4', 'bs2')}/scalars.jsonl", 5)
-    ranks[1].kill()
-    text = ranks[0].communicate(timeout=60)[1]
-    ranks[1].communicate()
-    assert ranks[0].returncode == 2, text
-    assert "another process of this run ended" in text.strip().splitlines()[-1]
-    assert "Traceback" not in text
+    first, second = start_ranks(*HALF, "--epochs", "200", cwd=cwd)
+    with first, second:
+        first.wait_for_steps(cwd / f"log-pretrain/{HALF_RUN}", 2)
+        second.process.kill()
+        done = first.finish(timeout=60)
+    assert done.returncode == 2, done.stderr
+    assert "another process of this run ended" in done.stderr.strip().splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def children(pid):
+    with open(f"/proc/{pid}/task/{pid}/children") as file:
+        return [int(word) for word in file.read().split()]
+
+
+@pytest.mark.slow
+def test_torchrun_starts_killed_ranks_again(cwd, two_ranks):
+    folder = cwd / f"log-pretrain/{HALF_RUN}"
+    launcher = start_torchrun("--nproc_per_node=2", "--max-restarts=2", f"--master_port={free_port()}", *HALF,
+                              "--epochs", "3", "--resume", "auto", cwd=cwd)
+    try:
+        while not list(folder.glob("model/epoch*")):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                pytest.fail(launcher.communicate(timeout=0.1)[0])
+        os.kill(children(launcher.pid)[1], signal.SIGKILL)
+        text = launcher.communicate(timeout=120)[0]
+    finally:
+        os.killpg(launcher.pid, signal.SIGKILL) if launcher.poll() is None else None
+    assert launcher.returncode == 0, text
+    assert text.count("resumed from") == 1
+    assert losses(folder) == losses(two_ranks)
+
+
+@contextlib.contextmanager
+def two_machines():
+    """Two network namespaces joined by a cable: how to start a program in each, and the address of the first."""
+    names = [f"coclr{os.getpid()}{side}" for side in "ab"]
+    wires = [f"c{os.getpid()}{side}" for side in "ab"]
+    try:
+        commands = [f"ip netns add {name}" for name in names]
+        commands += [f"ip link add {wires[0]} type veth peer name {wires[1]}"]
+        for i, (name, wire) in enumerate(zip(names, wires, strict=True), 1):
+            commands += [f"ip link set {wire} netns {name}", f"ip -n {name} addr add 10.213.7.{i}/24 dev {wire}",
+                         f"ip -n {name} link set {wire} up", f"ip -n {name} link set lo up"]
+        for command in commands:
+            try:
+                subprocess.run(command.split(), check=True, capture_output=True, text=True)
+            except (OSError, subprocess.CalledProcessError) as error:
+                pytest.skip(f"no network namespaces here: {command}: {getattr(error, 'stderr', error)}")
+        yield [("ip", "netns", "exec", name) for name in names], wires, "10.213.7.1"
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "del", name], capture_output=True)
+
+
+@pytest.mark.slow
+def test_two_machines_train_as_one_run(cwd, two_ranks):
+    with two_machines() as (inside, wires, address):
+        agents = [start_torchrun("--nnodes=2", "--nproc_per_node=1", f"--node_rank={i}", f"--master_addr={address}",
+                                 "--master_port=29500", *HALF, "--epochs", "2", cwd=cwd, before=inside[i],
+                                 GLOO_SOCKET_IFNAME=wires[i]) for i in range(2)]
+        try:
+            texts = [agent.communicate(timeout=120)[0] for agent in agents]
+        finally:
+            for agent in agents:
+                os.killpg(agent.pid, signal.SIGKILL) if agent.poll() is None else None
+    assert [agent.returncode for agent in agents] == [0, 0], "\n".join(texts)
+    assert "2 processes" in texts[0]
+    expected = {i: loss for i, loss in losses(two_ranks).items() if i < 8}
+    assert losses(cwd / f"log-pretrain/{HALF_RUN}") == expected
 
 
 def test_two_runs_of_one_name(cwd):
-    folder = cwd / f"log-pretrain/{RUN}"
+    folder = cwd / FOLDER
     folder.mkdir(parents=True)
     with open(folder / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        done = run(*NCE, "--epochs", "1", cwd=cwd)
-    assert done.returncode == 2
-    assert "another run is writing" in done.stderr.strip().splitlines()[-1]
+        refused("another run is writing", *NCE, "--epochs", "1", cwd=cwd)
 
 
-def test_diverging_loss_stops_and_names_the_videos(cwd):
-    done = run(*NCE, "--epochs", "3", "--lr", "1e38", cwd=cwd)
+@contextlib.contextmanager
+def small_disk(path, options):
+    """``path`` as a file system of its own; it may hide files of a run that still has them open."""
+    path.mkdir(parents=True, exist_ok=True)
+    mount = ["mount", "-t", "tmpfs", "-o", options, "none", str(path)]
+    done = subprocess.run(mount, capture_output=True, text=True) if shutil.which("mount") else None
+    if done is None or done.returncode:
+        pytest.skip(f"no file systems can be mounted here: {done.stderr if done else 'there is no mount'}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(path)], check=True)
+
+
+@pytest.mark.slow
+def test_disk_full_while_saving(cwd, first):
+    size = (first / "model/epoch0.pth.tar").stat().st_size
+    with small_disk(cwd / "log-pretrain", f"size={int(1.6 * size)}"):
+        refused(r"cannot save log-pretrain/\S+/model/epoch1.pth.tar: .*0 MB of disk.*before are unharmed", *NCE,
+                "--epochs", "3", cwd=cwd)
+        model = cwd / FOLDER / "model"
+        assert load_checkpoint(model / "epoch0.pth.tar")["epoch"] == 0
+        assert {path.name for path in model.iterdir()} == {"epoch0.pth.tar", "model_best_epoch0.pth.tar"}
+        assert sorted(losses(cwd / FOLDER)) == list(range(8))
+
+
+@pytest.mark.slow
+def test_disk_that_somebody_else_fills(cwd):
+    with small_disk(cwd / "log-pretrain", "size=1m"), Started(*NCE, "--epochs", "9", cwd=cwd) as process:
+        process.wait_for_steps(cwd / FOLDER, 1)
+        with contextlib.suppress(OSError), open(cwd / "log-pretrain/large", "wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        done = process.finish()
     assert done.returncode == 2, done.stderr
-    last = done.stderr.strip().splitlines()[-1]
-    assert re.search(r"loss is (nan|inf) at step \d+ \(lr 1e\+38\)", last)
-    assert last.count("Class") >= 4
-    assert not list(cwd.glob("log-pretrain/*/model/*"))
+    assert "Traceback" not in done.stderr
+    assert re.search(r"error: cannot (write to|save) log-pretrain/", done.stderr.strip().splitlines()[-1])
+
+
+def test_read_only_log_folder(cwd):
+    with small_disk(cwd / "log-pretrain", "ro"):
+        refused("cannot write to log-pretrain/.*[Rr]ead-only", *NCE, "--epochs", "1", cwd=cwd)
 
 
 def test_log_folder_that_cannot_be_made(cwd):
     (cwd / "log-pretrain").write_text("a file where the folder should be")
-    done = run(*NCE, "--epochs", "1", cwd=cwd)
-    assert done.returncode == 2
-    assert "cannot write to log-pretrain" in done.stderr.strip().splitlines()[-1]
+    refused("cannot write to log-pretrain", *NCE, "--epochs", "1", cwd=cwd)
+
+
+def test_diverging_loss_stops_and_names_the_videos(cwd):
+    last = refused(r"loss is (nan|inf) at step \d+ \(lr 1e\+38\)", *NCE, "--epochs", "3", "--lr", "1e38", cwd=cwd)
+    assert last.count("Class") >= 4
+    assert not list(cwd.glob("log-pretrain/*/model/*"))
+
+
+@pytest.mark.slow
+def test_database_replaced_during_training(cwd, undisturbed):
+    """The old one is read on, by two workers, although another took its name."""
+    shutil.copytree(cwd / "data/tiny", cwd / "mine/tiny")
+    with Started(*NCE, "-j", "2", "--epochs", "50", "--data_root", "mine", cwd=cwd) as process:
+        process.wait_for_steps(cwd / FOLDER, 1)
+        write_database(cwd / "other.lmdb", {"A/a": [b"nothing"]})
+        os.replace(cwd / "other.lmdb", cwd / "mine/tiny/rgb.lmdb")
+        process.wait_for_steps(cwd / FOLDER, 6)
+        process.send_signal(signal.SIGTERM)
+        done = process.finish()
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr
+    assert "left out" not in done.stderr
+    found = trained(cwd / FOLDER)
+    assert {i: loss for i, loss in losses(undisturbed).items() if i in found}.items() <= found.items()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_database_cut_short_during_training(cwd, workers):
+    shutil.copytree(cwd / "data/tiny", cwd / "mine/tiny")
+    with Started(*NCE, "-j", workers, "--epochs", "50", "--data_root", "mine", cwd=cwd) as process:
+        process.wait_for_steps(cwd / FOLDER, 1)
+        os.truncate(cwd / "mine/tiny/rgb.lmdb", 8192)
+        done = process.finish()
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "mine/tiny/rgb.lmdb" in done.stderr.strip().splitlines()[-1]
+
+
+def test_every_video_broken_is_one_line(tmp_path):
+    write_database(tmp_path / "data/bad/rgb.lmdb", {f"A/{i}": [b"none"] * 20 for i in range(6)})
+    for workers in ("0", "1"):
+        refused("every one of 5 videos is unreadable, e.g. A/", *NCE, "--dataset", "bad-2clip", "-j", workers,
+                cwd=tmp_path)
+        shutil.rmtree(tmp_path / "log-pretrain")
+
+
+def encoded(image, **options):
+    buffer = io.BytesIO()
+    Image.fromarray(image).convert(options.pop("mode", "RGB")).save(buffer, "JPEG", **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.slow
+def test_odd_frames_train(tmp_path):
+    rng = np.random.default_rng(0)
+    exif = Image.Exif()
+    exif[0x112] = 6  # shown turned by 90 degrees
+    image = rng.integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    large = cv2.imencode(".jpg", np.full((8000, 8000), 90, np.uint8))[1].tobytes()
+    frames = {"one": encoded(image[:1, :1]), "line": encoded(image[:1]), "grey": encoded(image, mode="L"),
+              "cmyk": encoded(image, mode="CMYK"), "progressive": encoded(image, progressive=True),
+              "turned": encoded(image, exif=exif), "large": large}
+    videos = {f"A/{name}": [frame] * 6 for name, frame in frames.items()}
+    videos["A/mixed"] = [frame for name, frame in frames.items() if name != "large"]
+    write_database(tmp_path / "data/odd/rgb.lmdb", videos)
+    (tmp_path / "data/odd/split.csv").write_text("".join(f"{name},train\n" for name in videos))
+    text = run_ok(*NCE, "--dataset", "odd-2clip", "--epochs", "1", cwd=tmp_path)
+    assert "left out" not in text
+    assert "epoch 0 of 0-0" in text
+
+
+def test_fp16_overflows_are_counted(cwd, monkeypatch):
+    monkeypatch.chdir(cwd)
+    start_logging(is_main=True)
+
+    def loss_of(model, colours, iteration):
+        loss = model(colours).float().square().mean()
+        zero = (model.bias - model.bias.detach()).sum()
+        return loss + zero.sqrt() if iteration in (3, 7) else loss  # the root's gradient is infinite there
+
+    trainer = tiny_trainer(cwd / "data", 1, 0, loss_of, precision="fp16")
+    before = trainer.model.weight.clone()
+    trainer.fit()
+    records = [json.loads(line) for line in Path("log-pretrain/long/scalars.jsonl").read_text().splitlines()]
+    assert [i for i, record in enumerate(records) if record["skipped"]] == [3, 7]
+    assert f"skipped {2 / 9:.4f}" in Path("log-pretrain/long/log.txt").read_text()
+    assert trainer.model.weight.isfinite().all()
+    assert not torch.equal(trainer.model.weight, before)

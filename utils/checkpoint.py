@@ -2,6 +2,7 @@
 import os
 import pickle
 import re
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,11 @@ def save_atomically(content: Any, path: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
+    except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into an obscure RuntimeError
+        free = shutil.disk_usage(path.parent).free / 1e6
         temporary.unlink(missing_ok=True)
-        raise UserError(f"cannot save {path}: {error}; the checkpoints saved before are unharmed") from error
+        raise UserError(f"cannot save {path}: {error} ({free:.0f} MB of disk were left); the checkpoints saved before "
+                        "are unharmed: make room, then --resume auto goes on from the last") from error
 
 
 def _numpy_scalar(dtype: np.dtype, data: bytes) -> np.generic:

@@ -1,0 +1,50 @@
+"""Two hundred epochs: memory, file handles and threads of the trainer and its loader workers stay what they were."""
+import multiprocessing
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from databases import make_dataset
+from tiny_trainer import tiny_trainer
+
+EPOCHS = 200
+
+
+def usage(pid: int) -> tuple[float, int, int]:
+    """(private memory in MB, open files, threads) of a process."""
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    private = sum(int(line.split()[1]) for line in rollup if line.startswith("Private_"))
+    return private / 1024, len(os.listdir(f"/proc/{pid}/fd")), len(os.listdir(f"/proc/{pid}/task"))
+
+
+def train(folder: Path) -> None:
+    """Train, and save the usage of each process in every fifth epoch as usage.npy."""
+    os.chdir(folder)
+    torch.set_num_threads(1)
+    found = []
+
+    def validate(epoch):
+        if epoch % 5 == 0:
+            found.append([usage(pid) for pid in (os.getpid(), *(p.pid for p in multiprocessing.active_children()))])
+        return {}
+
+    tiny_trainer(folder / "data", EPOCHS, 2, lambda model, colours, iteration: model(colours).square().mean(),
+                 validate, save_freq=5).fit()
+    np.save("usage.npy", np.array(found))
+
+
+@pytest.mark.slow
+def test_long_run_takes_no_more_and_more(tmp_path):
+    make_dataset(tmp_path / "data/tiny", per_class=2, classes=3, frames=8)
+    process = multiprocessing.get_context("forkserver").Process(target=train, args=(tmp_path,))
+    process.start()
+    process.join(240)
+    assert process.exitcode == 0
+    found = np.load(tmp_path / "usage.npy")  # [times, processes, (memory, files, threads)]
+    assert found.shape == (EPOCHS // 5, 3, 3)
+    early, late = found[4:12], found[-8:]
+    assert (late[..., 1:].max(0) == early[..., 1:].max(0)).all(), "files or threads"
+    growth = np.median(late[..., 0], axis=0) - np.median(early[..., 0], axis=0)
+    assert (growth < 1).all(), f"private memory grew by {growth} MB"
