@@ -119,7 +119,8 @@ def _prepare_share(share: list[Video], folder: Path, options: Options, jobs: int
     """Prepare this process's videos with a progress bar, and say after the first ones what all will take."""
     frames, size, seconds, began = 0, 0, 0.0, time.perf_counter()
     sample = min(len(share), max(8, 2 * jobs))
-    with tqdm(total=len(share), unit="video", smoothing=0.05, disable=not log.isEnabledFor(logging.INFO)) as bar:
+    with tqdm(total=len(share), unit="video", smoothing=0.05,
+              disable=None if log.isEnabledFor(logging.INFO) else True) as bar:
         for count, entry in enumerate(prepare_videos(share, folder, options, jobs), 1):
             bar.update()
             if "left_out" in entry:
@@ -145,7 +146,7 @@ def wait_for(videos: dict[str, Video], folder: Path, patience: float) -> dict[st
     Raises UserError if videos are missing and nothing was written for ``patience`` seconds.
     """
     written, since = -1, time.monotonic()
-    with tqdm(total=len(videos), unit="video", desc="all processes", leave=False) as bar:
+    with tqdm(total=len(videos), unit="video", desc="all processes", leave=False, disable=None) as bar:
         while True:
             entries = read_journals(folder)
             missing = [name for name in videos if name not in entries]
@@ -172,7 +173,7 @@ def merge(out: Path, entries: dict[str, dict], left_out: dict[str, str], options
     report: dict = {"options": asdict(options), "videos": len(done), "left_out": len(left_out),
                     "opencv": cv2.__version__, "streams": {}}
     for stream in options.streams:
-        with tqdm(total=len(done), unit="video", desc=f"merging {stream}") as bar:
+        with tqdm(total=len(done), unit="video", desc=f"merging {stream}", disable=None) as bar:
             def record_of(name: str, stream: str = stream, bar: tqdm = bar) -> tuple[bytearray, int]:
                 bar.update()
                 return read_part(f"{done[name]['part']}.{stream}", *done[name]["records"][stream])

@@ -46,7 +46,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser("Draw a contact sheet of a video: RGB frames, below them flow (hue: direction, saturation: speed).")
     parser.add_argument("db", metavar="DB", type=Path, help="a database, or a folder made by dataset.prepare")
     parser.add_argument("video", metavar="VIDEO", help="name, class/video")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.png")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.png", help="picture to write")
     parser.add_argument("--frames", type=positive_int, default=8, help="columns, spread evenly over the video")
     parser.add_argument("--bound", type=float, default=20.0, help="--bound that the flow was prepared with")
     parser.add_argument("--full", type=float, metavar="PIXELS",

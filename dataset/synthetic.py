@@ -9,7 +9,6 @@ within some hundred steps. Motions go on throughout a video, and a mirror image 
 
 writes DIR/<Class>/v_<Class>_gGG_c01.avi (motion JPEG) and UCF-style lists DIR/{classInd,trainlist01,testlist01}.txt.
 """
-import argparse
 import os
 import shutil
 from collections.abc import Callable
@@ -23,6 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from utils.errors import UserError, one_line_errors
+from utils.options import Parser
 
 FPS = 25
 
@@ -172,13 +172,12 @@ def write_footage(out: Path, videos: int, size: int, frames: int, seed: int, job
 
 @one_line_errors
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser("python -m dataset.synthetic", description=__doc__.split("\n")[0],
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(__doc__.split("\n")[0])
     parser.add_argument("--out", required=True, type=Path, help="folder to make")
     parser.add_argument("--videos", type=int, default=50, help="videos per class; there are eight classes")
     parser.add_argument("--size", type=int, default=96, help="width and height in pixels")
     parser.add_argument("--frames", type=int, default=48, help="length of a video")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn")
     parser.add_argument("-j", "--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes")
     args = parser.parse_args(argv)
     for option, least, most in (("videos", 2, 100000), ("size", 16, 2048), ("frames", 2, 100000), ("seed", 0, 2**63),

@@ -32,7 +32,7 @@ def verify_store(store: VideoStore, sample: int | None, is_flow: bool, problems:
     for name, count in Counter(store.names).items():
         if count > 1:
             problems.append(f"{name}: {count} records have this name")
-    for position, name in enumerate(tqdm(store.names, unit="video", desc=store.path, leave=False)):
+    for position, name in enumerate(tqdm(store.names, unit="video", desc=store.path, leave=False, disable=None)):
         try:
             frames = store.num_frames(position)
             record_bytes += store.record_size(position)

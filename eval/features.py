@@ -2,19 +2,16 @@
 import hashlib
 import json
 import logging
-import pickle
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from dataset.registry import Videos
 from eval.records import read_json, write_file
 from eval.weights import digest
-from utils.checkpoint import save_atomically
+from utils.checkpoint import load_saved, save_atomically
 from utils.errors import UserError
 
 log = logging.getLogger("coclr")
@@ -100,12 +97,7 @@ def find_folder(test: str, dirname: str, dataset: str, checkpoint: Path | None =
 
 
 def _load_tensor(path: Path) -> Tensor:
-    try:
-        value = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError,
-            IndexError, zipfile.BadZipFile) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise UserError(f"{path} is not a readable feature file: {reason}; make it anew by --retrieval") from error
+    value = load_saved(path, "feature file")
     if not isinstance(value, Tensor):
         raise UserError(f"{path} holds a {type(value).__name__}, not a tensor; make it anew by --retrieval")
     return value

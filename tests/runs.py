@@ -21,7 +21,7 @@ NCE = ("main_nce.py", "--dataset", "tiny-2clip", *SMALL, "--print_freq", "1", "-
 RUN = "infonce_k8_tiny-2clip-32_s3d_bs4_lr0.001_seq2_len8_ds1"  # the name of the folder of NCE
 
 _forks = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload(["main_nce", "main_coclr", "main_classifier", "dataset.prepare", "runs",
+_forks.set_forkserver_preload(["main_nce", "main_coclr", "main_classifier", "runs",
                                 "torch.fx.experimental.symbolic_shapes"])
 _numbers = itertools.count()
 
@@ -85,6 +85,7 @@ class Started:
         self.process.join(timeout)
         code, (out, err) = self.process.exitcode, (path.read_text() for path in self.output)
         assert code is not None, f"still running after {timeout} s: {err}"
+        assert "\r" not in err, "a progress bar in a file"
         return subprocess.CompletedProcess(self.words, code, out, err)
 
 

@@ -3,7 +3,6 @@ import os
 import pickle
 import re
 import shutil
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -43,21 +42,25 @@ _SAFE = [
 ]
 
 
+def load_saved(path: Path, what: str) -> Any:
+    """What ``torch.save`` wrote to ``path``, on the CPU; no code in it is run. UserError where that fails."""
+    try:
+        with torch.serialization.safe_globals(_SAFE):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged files raise whatever the reader trips over
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise UserError(f"{path} is not a readable {what} (truncated, or not one): {reason}") from error
+
+
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU with ``weights_only=True``; its best_acc and ids may be numpy scalars.
+    """Read a checkpoint onto the CPU; its best_acc and ids may be numpy scalars.
 
     "module." prefixes are removed. Raises UserError when the file is absent, damaged, or not a checkpoint.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}; check the path given to --resume, --pretrain or --test")
-    try:
-        with torch.serialization.safe_globals(_SAFE):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError,
-            IndexError, AssertionError, OverflowError, MemoryError, OSError, zipfile.BadZipFile) as error:
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise UserError(f"{path} is not a readable checkpoint (truncated, or not one): {reason}") from error
+    checkpoint = load_saved(path, "checkpoint")
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise UserError(f"{path} is not a checkpoint: it lacks the entry 'state_dict'")
     state = checkpoint["state_dict"]

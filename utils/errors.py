@@ -14,7 +14,9 @@ def one_line_errors(main):
     @functools.wraps(main)
     def run(*args, **kwargs):
         try:
-            return main(*args, **kwargs)
+            result = main(*args, **kwargs)
+            sys.stdout.flush()  # where a reader that left early is noticed
+            return result
         except UserError as error:
             message = str(error).rpartition(f"{UserError.__module__}.UserError: ")[2]  # a loader's holds its traceback
             print(f"error: {message.strip()}", file=sys.stderr, flush=True)

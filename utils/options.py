@@ -6,12 +6,36 @@ from collections.abc import Sequence
 VERSION = "1.0.0"
 
 
+class _Help(argparse.HelpFormatter):
+    """Help whose usage line shows what is needed alone, with defaults where there are any, N and X for numbers."""
+
+    def add_usage(self, usage, actions, groups, prefix=None):
+        words = [" ".join((action.option_strings[-1], self._metavar(action))) if action.option_strings else
+                 self._metavar(action) if action.required else f"[{self._metavar(action)}]"
+                 for action in actions if action.required or not action.option_strings]
+        super().add_usage(" ".join(["%(prog)s", "[options]", *words]), actions, groups, prefix)
+
+    def _metavar(self, action: argparse.Action) -> str:
+        return action.metavar or self._get_default_metavar_for_optional(action)
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        return {int: "N", positive_int: "N", float: "X"}.get(action.type, action.dest.upper())
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        default = action.default
+        if default is None or default is False or default in ("", argparse.SUPPRESS):
+            return action.help
+        shown = " ".join(map(str, default)) if isinstance(default, list) else default
+        return f"{action.help or ''} (default: {str(shown).replace('%', '%%')})".lstrip()
+
+
 class Parser(argparse.ArgumentParser):
     """ArgumentParser that takes --moco_k for --moco-k and the reverse, and reports an error as one line, status 2."""
 
     def __init__(self, description: str):
-        super().__init__(description=description, allow_abbrev=False,
-                         formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        module = sys.modules["__main__"].__spec__
+        super().__init__(prog=f"python -m {module.name}" if module else None, description=description,
+                         allow_abbrev=False, formatter_class=_Help)
         self.add_argument("--version", action="version", version=f"CoCLR {VERSION}")
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None):
@@ -44,8 +68,9 @@ def add_data_options(parser: Parser, dataset: str, workers: int, num_seq: int) -
     group.add_argument("--seq_len", type=positive_int, default=32, help="frames per clip")
     group.add_argument("--num_seq", type=positive_int, default=num_seq, choices=[num_seq], help="clips per video")
     group.add_argument("--ds", type=positive_int, default=1, help="stride between the frames of a clip")
-    group.add_argument("--img_dim", type=positive_int, default=128, help="side of the frames in pixels")
-    group.add_argument("-j", "--workers", type=int, default=workers, help="loader processes per training process")
+    group.add_argument("--img_dim", type=positive_int, default=128, help="side of the square frames in pixels")
+    group.add_argument("-j", "--workers", type=int, default=workers,
+                       help="loader processes per training process, as many as there are cores at most")
 
 
 def add_training_options(parser: Parser, batch_size: int, lr: float, wd: float, schedule: list[int],
@@ -56,12 +81,12 @@ def add_training_options(parser: Parser, batch_size: int, lr: float, wd: float, 
     group.add_argument("--batch_size", type=positive_int, default=batch_size, help="videos per process and step")
     group.add_argument("--epochs", type=positive_int, default=10, help="epochs in all")
     group.add_argument("--start_epoch", type=int, default=0, help="first epoch, counted from 0")
-    group.add_argument("--lr", type=float, default=lr, help="learning rate at the start")
+    group.add_argument("--lr", type=float, default=lr, help="learning rate of the first epoch")
     group.add_argument("--schedule", type=int, nargs="*", default=schedule, help="epochs that drop the rate to 1/10")
     group.add_argument("--cos", action="store_true", help="cosine learning rate instead of --schedule")
     group.add_argument("--wd", type=float, default=wd, help="weight decay")
     group.add_argument("--seed", type=int, default=0, help="seed of everything random")
-    group.add_argument("--resume", metavar="CKPT|auto", help="go on from this checkpoint, or from the newest one")
+    group.add_argument("--resume", metavar="CKPT|auto", help="go on from this checkpoint, or from the run's newest one")
     group.add_argument("--reset_lr", action="store_true", help="on --resume, take --lr, not the checkpoint's rate")
     group.add_argument("--save_freq", type=positive_int, default=1, help="epochs between checkpoints")
     group.add_argument("--print_freq", type=positive_int, default=5, help="steps between readings of the meters")
