@@ -80,7 +80,7 @@ class LmdbFile:
 
 
 class Value:
-    """A value in the file, which reads what is asked of it: ``value[i]``, ``value[a:b]``, ``len(value)``."""
+    """A value in the file, read as it is asked for: ``value[a:b]``, ``len(value)``."""
 
     def __init__(self, file: LmdbFile, offset: int, size: int):
         self._file, self._offset, self._size = file, offset, size
