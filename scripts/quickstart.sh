@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # The whole recipe in small, on embedded footage: videos, flow, databases, pretraining, co-training, evaluation, table,
-# chart, gallery. --full: at a size that means something, three seeds (a GPU, or a night on a CPU).
+# chart, gallery. --full: at a size that means more, three seeds (a GPU, or some hours on a CPU). SEEDS: others, "0 1 2".
 source "$(dirname "$0")/environment.sh"
 case "${1-}" in
-    "") set -- synthetic 80 "0" 24 12 ;;
-    --full) set -- synthetic-full 250 "0 1 2" 60 30 ;;
+    "") set -- synthetic 80 "0" 12 12 ;;
+    --full) set -- synthetic-full 160 "0 1 2" 50 25 ;;
     *) echo "error: $1 is not known; usage: bash scripts/quickstart.sh [--full]" >&2; exit 2 ;;
 esac
-name=$1 videos=$2 seeds=$3 nce_epochs=${NCE_EPOCHS:-$4} coclr_epochs=${COCLR_EPOCHS:-$5}
+name=$1 videos=$2 seeds=${SEEDS:-$3} nce_epochs=${NCE_EPOCHS:-$4} coclr_epochs=${COCLR_EPOCHS:-$5}
 root=${COCLR_DATA:-data}
 footage=$root/$name-videos
 
@@ -18,7 +18,7 @@ if [ ! -e "$root/$name/prepared.json" ]; then
 fi
 export NCE_EPOCHS=$nce_epochs NCE_SCHEDULE=$((nce_epochs * 5 / 6)) OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 export COCLR_EPOCHS=$coclr_epochs COCLR_SCHEDULE=$((coclr_epochs * 5 / 6)) CYCLES=1 BASELINES=1 PROBE=features
-export PRETRAIN="--batch_size 16 --moco-k 128 --moco-m 0.99 --lr 3e-4 --save_freq 4"
+export PRETRAIN="--batch_size 16 --moco-k 128 --moco-m 0.99 --lr 1e-4 --save_freq 4"
 for seed in $seeds; do
     SEED=$seed bash scripts/reproduce.sh "$name" 1 --data_root "$root" --seq_len 8 --ds 2 --img_dim 32 \
         --channels_last -j 1
