@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from databases import jpeg, write_database
-from runs import NCE, ROOT, RUN, SMALL, environment, free_port, losses, refused, run_ok
+from runs import NCE, ROOT, RUN, SMALL, environment, free_port, losses, refused, run, run_ok
 
 from utils.checkpoint import load_checkpoint
 
@@ -69,8 +69,12 @@ def test_two_processes_by_the_older_launcher(cwd):
 @pytest.mark.parametrize("options", [("--precision", "bf16", "--channels_last"),
                                      ("--bn_splits", "4", "--net", "s3dg", "--batch_size", "8")])
 def test_precision_and_layout_train(cwd, options):
-    text = run_ok(*NCE, "--epochs", "1", *options, cwd=cwd)
-    assert "epoch 0 of 0-0: loss" in text
+    done = run(*NCE, "--epochs", "1", *options, cwd=cwd)
+    last = done.stderr.strip().splitlines()[-1]
+    if "bf16" in options and done.returncode == 2 and "use --precision fp32" in last:
+        pytest.skip(f"this CPU computes bf16 wrongly: {last}")
+    assert done.returncode == 0, done.stderr
+    assert "epoch 0 of 0-0: loss" in last
     saved = load_checkpoint(next((cwd / "log-pretrain").glob("*/model/epoch0.pth.tar")))
     assert all(v.isfinite().all() for v in saved["state_dict"].values())
     assert all(v.dtype in (torch.float32, torch.int64) for v in saved["state_dict"].values())
