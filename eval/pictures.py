@@ -1,7 +1,10 @@
-"""Pictures of results, drawn with OpenCV: retrieval gallery (HTML, PNG), R@k curve, confusion matrix (PNG)."""
+"""Pictures of results: retrieval gallery (HTML, PNG), R@k curve, confusion matrix, bars of all stages (PNG)."""
 import base64
 import html
+import io
+import statistics
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -10,29 +13,29 @@ from dataset.crop import decode
 from dataset.splits import class_of
 from dataset.store import BrokenVideo, VideoStore
 
-RIGHT, WRONG, INK, PALE = (46, 139, 87), (200, 60, 60), (30, 30, 30), (225, 225, 225)  # RGB
-COLOURS = ((31, 119, 180), (214, 96, 30), (46, 139, 87), (148, 80, 170))
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+RIGHT, WRONG = "#2e8b57", "#c83c3c"
 HEIGHT = 96  # of a thumbnail in pixels
 MOMENTS = 8  # frames of a moving thumbnail
-FONT = cv2.FONT_HERSHEY_SIMPLEX
+INCH = 100  # pixels, in PNGs
 
 Where = Mapping[str, Mapping[str, tuple[VideoStore, int]]]
 Found = Sequence[tuple[str, Sequence[str]]]
 
 
-def png(image: np.ndarray) -> bytes:
-    """PNG of an RGB image uint8 [H, W, 3]."""
-    return cv2.imencode(".png", image[:, :, ::-1])[1].tobytes()
+def new_figure(width: float, height: float) -> "Figure":
+    """An empty figure of so many inches."""
+    from matplotlib.figure import Figure  # takes half a second, and pictures alone need it
+
+    return Figure(figsize=(width, height), dpi=INCH, layout="constrained")
 
 
-def write(image: np.ndarray, text: str, x: int, y: int, scale: float = 0.42,
-          colour: tuple[int, int, int] = INK) -> None:
-    """Write ASCII ``text`` with its baseline's start at (x, y), in place."""
-    cv2.putText(image, text.encode("ascii", "replace").decode(), (x, y), FONT, scale, colour, 1, cv2.LINE_AA)
-
-
-def width_of(text: str, scale: float = 0.42) -> int:
-    return cv2.getTextSize(text, FONT, scale, 1)[0][0]
+def png(figure: "Figure") -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return file.getvalue()
 
 
 def moments(store: VideoStore, position: int, count: int) -> list[np.ndarray]:
@@ -57,22 +60,21 @@ def gallery(found: Found, where: Where, still: bool) -> bytes:
 
 
 def _gallery_png(found: Found, where: Where) -> bytes:
-    rows = [[(name, *moments(*where[part][name], 1)) for part, name in
-             [("test", query), *(("train", name) for name in neighbours)]] for query, neighbours in found]
-    cell_width = max(image.shape[1] for row in rows for _, image in row) + 16
-    cell_height = HEIGHT + 36
-    canvas = np.full((len(rows) * cell_height + 28, max(map(len, rows)) * cell_width + 24, 3), 255, np.uint8)
-    write(canvas, "query", 12, 18)
-    write(canvas, "nearest training clips", cell_width + 36, 18)
-    for i, row in enumerate(rows):
-        for j, (name, image) in enumerate(row):
-            x, y = 12 + j * cell_width + (24 if j else 0), 32 + i * cell_height
-            x = min(x, canvas.shape[1] - image.shape[1] - 4)
-            colour = INK if j == 0 else RIGHT if class_of(name) == class_of(row[0][0]) else WRONG
-            canvas[y:y + HEIGHT, x:x + image.shape[1]] = image
-            cv2.rectangle(canvas, (x - 3, y - 3), (x + image.shape[1] + 2, y + HEIGHT + 2), colour, 3)
-            write(canvas, class_of(name)[:(cell_width - 12) // 7], x, y + HEIGHT + 18, 0.4, colour)
-    return png(canvas)
+    columns = 1 + max(len(neighbours) for _, neighbours in found)
+    figure = new_figure(1.6 * columns, 1.5 * len(found) + 0.3)
+    grid = figure.subplots(len(found), columns, squeeze=False)
+    for axes, (query, neighbours) in zip(grid, found, strict=True):
+        for ax in axes[1 + len(neighbours):]:
+            ax.set_axis_off()
+        for ax, part, name in zip(axes, ["test", *["train"] * len(neighbours)], [query, *neighbours], strict=False):
+            colour = "black" if part == "test" else RIGHT if class_of(name) == class_of(query) else WRONG
+            ax.imshow(moments(*where[part][name], 1)[0])
+            ax.set(xticks=[], yticks=[])
+            ax.set_xlabel(class_of(name), color=colour, fontsize=8)
+            ax.spines[:].set(color=colour, linewidth=3)
+    grid[0, 0].set_title("test clip", fontsize=9)
+    grid[0, 1].set_title("nearest training clips", fontsize=9, loc="left")
+    return png(figure)
 
 
 def _gallery_html(found: Found, where: Where) -> str:
@@ -92,21 +94,20 @@ def _gallery_html(found: Found, where: Where) -> str:
         rows.append("<section>" + cell("test", query, "query") + "".join(
             cell("train", name, "right" if ok else "wrong") for name, ok in zip(neighbours, same, strict=True))
             + "</section>")
-    green, red = (f"rgb{colour}" for colour in (RIGHT, WRONG))
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>Retrieval</title><style>
 body {{ font: 14px sans-serif; margin: 2em; color: #222 }}
 section {{ display: flex; flex-wrap: wrap; gap: 8px; margin-bottom: 14px }}
 figure {{ margin: 0; border: 4px solid #444; border-radius: 4px }}
 figure.query {{ margin-right: 24px }}
-figure.right {{ border-color: {green} }} figure.wrong {{ border-color: {red} }}
+figure.right {{ border-color: {RIGHT} }} figure.wrong {{ border-color: {WRONG} }}
 figure div {{ height: {HEIGHT}px; animation: play 1.6s steps({MOMENTS}) infinite }}
 figcaption {{ padding: 2px 6px; font-size: 12px }}
 @keyframes play {{ to {{ background-position-x: var(--shift) }} }}
 </style></head><body><h1>Nearest training clips</h1>
 <p>Left: test clip. Right of it: its nearest training clips, nearest first.
-<span style="color:{green}">Green</span>: the same class ({right} of {total});
-<span style="color:{red}">red</span>: another.</p>
+<span style="color:{RIGHT}">Green</span>: the same class ({right} of {total});
+<span style="color:{WRONG}">red</span>: another.</p>
 {chr(10).join(rows)}
 </body></html>
 """
@@ -114,28 +115,16 @@ figcaption {{ padding: 2px 6px; font-size: 12px }}
 
 def recall_curve(curves: Mapping[str, Sequence[float]]) -> bytes:
     """PNG of R@k in percent over k = 1, 2, ..., a curve per name."""
-    left, top, width, height = 56, 32, 560, 340
-    canvas = np.full((top + height + 52, left + width + 24, 3), 255, np.uint8)
+    figure = new_figure(6.4, 4.2)
+    ax = figure.subplots()
+    for name, values in curves.items():
+        ax.plot(range(1, len(values) + 1), values, linewidth=2, label=f"{name}: R@1 {values[0]:.1f}")
     longest = max(map(len, curves.values()))
-    for percent in range(0, 101, 20):
-        y = top + round(height * (1 - percent / 100))
-        cv2.line(canvas, (left, y), (left + width, y), PALE, 1)
-        write(canvas, str(percent), left - 10 - width_of(str(percent)), y + 4)
-
-    def x_of(k: int) -> int:
-        return left + round(width * (k - 1) / max(longest - 1, 1))
-
-    for k in [k for k in (1, 5, 10, 20, 30, 40, 50) if k <= longest]:
-        cv2.line(canvas, (x_of(k), top + height), (x_of(k), top + height + 5), INK, 1)
-        write(canvas, str(k), x_of(k) - width_of(str(k)) // 2, top + height + 20)
-    write(canvas, "k", left + width // 2, top + height + 42)
-    write(canvas, "R@k (%)", 4, 14)
-    cv2.rectangle(canvas, (left, top), (left + width, top + height), INK, 1)
-    for number, ((name, values), colour) in enumerate(zip(curves.items(), COLOURS * len(curves), strict=False)):
-        points = [(x_of(k), top + round(height * (1 - value / 100))) for k, value in enumerate(values, 1)]
-        cv2.polylines(canvas, [np.array(points, np.int32)], False, colour, 2, cv2.LINE_AA)
-        write(canvas, f"{name}: R@1 {values[0]:.1f}", left + width - 220, top + height - 20 - 20 * number, 0.45, colour)
-    return png(canvas)
+    ax.set(xlabel="k", ylabel="R@k (%)", ylim=(0, 101), xlim=(1, max(longest, 2)),
+           xticks=[k for k in (1, 5, 10, 20, 30, 40, 50) if k <= longest])
+    ax.grid(alpha=0.4)
+    ax.legend(loc="lower right")
+    return png(figure)
 
 
 def confusion_matrix(truth: Sequence[int], predicted: Sequence[int], classes: int) -> np.ndarray:
@@ -148,28 +137,44 @@ def confusion_matrix(truth: Sequence[int], predicted: Sequence[int], classes: in
 def confusion_picture(counts: np.ndarray, classes: Sequence[str]) -> bytes:
     """PNG of a confusion matrix, each row as shares of its class; numbers are written where there is room."""
     n = len(classes)
-    cell = max(min(64, 1200 // n), 9)
-    scale = 0.42 if cell >= 14 else 0.28
-    margin = max(width_of(name, scale) for name in classes) + 16
-    side = n * cell
-    canvas = np.full((side + margin + 28, side + margin + 28, 3), 255, np.uint8)
+    cell = max(0.55 if n <= 20 else 12 / n, 0.08)  # inches
+    figure = new_figure(n * cell + 2.5, n * cell + 2.2)
+    ax = figure.subplots()
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    fade = np.array([(255, 255, 255), (20, 60, 130)])
-    for i in range(n):
-        for j in range(n):
-            x, y = margin + j * cell, 24 + i * cell
-            colour = fade[0] + shares[i, j] * (fade[1] - fade[0])
-            canvas[y:y + cell, x:x + cell] = colour
-            if cell >= 28 and counts[i, j]:
-                text = str(counts[i, j])
-                ink = (255, 255, 255) if shares[i, j] > 0.5 else INK
-                write(canvas, text, x + (cell - width_of(text, 0.45)) // 2, y + cell // 2 + 5, 0.45, ink)
-    cv2.rectangle(canvas, (margin, 24), (margin + side, 24 + side), INK, 1)
-    names = np.full((side, margin, 3), 255, np.uint8)
-    for i, name in enumerate(classes):
-        write(names, name, margin - 8 - width_of(name, scale), round((i + 0.5) * cell) + 4, scale)
-    canvas[24:24 + side, :margin] = names
-    canvas[25 + side:25 + side + margin, margin:margin + side] = cv2.rotate(names, cv2.ROTATE_90_COUNTERCLOCKWISE)
-    write(canvas, f"rows: true class, columns: predicted; {np.trace(counts)} of {counts.sum()} right", 8, 16)
-    return png(canvas)
+    ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    ax.set_xticks(range(n), classes, rotation=90, fontsize=min(60 * cell, 9))
+    ax.set_yticks(range(n), classes, fontsize=min(60 * cell, 9))
+    ax.set(xlabel="predicted class", ylabel="true class", title=f"{np.trace(counts)} of {counts.sum()} right")
+    for i, j in zip(*counts.nonzero(), strict=True) if n <= 20 else ():
+        ax.text(j, i, counts[i, j], ha="center", va="center", color="white" if shares[i, j] > 0.5 else "black")
+    return png(figure)
 
+
+def stage_chart(panels: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]], ylabel: str) -> bytes:
+    """PNG of bars: panels[title][series][stage] are the values (of several seeds) whose mean is a bar.
+
+    Whiskers are standard deviations, dots single values; one panel above the other.
+    """
+    most = max(len({stage for by_stage in series.values() for stage in by_stage}) for series in panels.values())
+    figure = new_figure(max(1.5 * most + 1.5, 5), 3.6 * len(panels))
+    for ax, (title, series) in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels.items(), strict=True):
+        stages = list(dict.fromkeys(stage for by_stage in series.values() for stage in by_stage))
+        for stage_number, stage in enumerate(stages):
+            there = [name for name in series if stage in series[name]]
+            for number, name in enumerate(there):
+                values = series[name][stage]
+                x = stage_number + 0.26 * (number - (len(there) - 1) / 2)
+                mean = statistics.fmean(values)
+                ax.bar(x, mean, 0.24, color=f"C{list(series).index(name)}", label=name)
+                if len(values) > 1:
+                    ax.errorbar(x, mean, statistics.stdev(values), color="black", capsize=4)
+                    ax.scatter([x] * len(values), values, s=9, color="black", alpha=0.5, zorder=3)
+                ax.annotate(f"{mean:.1f}", (x, max(values)), (0, 6), textcoords="offset points", ha="center",
+                            fontsize=8)
+        ax.set_xticks(range(len(stages)), stages)
+        ax.set(title=title, ylabel=ylabel)
+        ax.margins(y=0.12)
+        ax.spines[["top", "right"]].set_visible(False)
+        legend = dict(zip(*ax.get_legend_handles_labels()[::-1], strict=True))
+        ax.legend(legend.values(), legend, loc="upper left")
+    return png(figure)

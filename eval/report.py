@@ -10,47 +10,37 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from eval.pictures import stage_chart
 from eval.records import read_records, write_file
-from utils.errors import one_line_errors
+from utils.errors import UserError, one_line_errors
 from utils.log import start_logging
 from utils.options import Parser
 
 log = logging.getLogger("coclr")
 
-# (what, method, pretrained on, stream, tested on) -> numbers in percent: Han et al., NeurIPS 2020, tables 1 and 2;
-# InfoNCE's, and CoCLR's flow and K400 R@1, belong to the released weights
-PAPER: dict[tuple[str, str, str, str, str], dict[str, float]] = {
-    ("linear", "InfoNCE", "ucf101", "rgb", "ucf101"): {"top1": 46.8},
-    ("linear", "InfoNCE", "ucf101", "flow", "ucf101"): {"top1": 66.8},
-    ("linear", "CoCLR", "ucf101", "rgb", "ucf101"): {"top1": 70.2},
-    ("linear", "CoCLR", "ucf101", "rgb+flow", "ucf101"): {"top1": 72.1},
-    ("linear", "CoCLR", "ucf101", "rgb", "hmdb51"): {"top1": 39.1},
-    ("linear", "CoCLR", "ucf101", "rgb+flow", "hmdb51"): {"top1": 40.2},
-    ("linear", "CoCLR", "k400", "rgb", "ucf101"): {"top1": 74.5},
-    ("linear", "CoCLR", "k400", "rgb+flow", "ucf101"): {"top1": 77.8},
-    ("linear", "CoCLR", "k400", "rgb", "hmdb51"): {"top1": 46.1},
-    ("linear", "CoCLR", "k400", "rgb+flow", "hmdb51"): {"top1": 52.4},
-    ("finetune", "CoCLR", "ucf101", "rgb", "ucf101"): {"top1": 81.4},
-    ("finetune", "CoCLR", "ucf101", "rgb+flow", "ucf101"): {"top1": 87.3},
-    ("finetune", "CoCLR", "ucf101", "rgb", "hmdb51"): {"top1": 52.1},
-    ("finetune", "CoCLR", "ucf101", "rgb+flow", "hmdb51"): {"top1": 58.7},
-    ("finetune", "CoCLR", "k400", "rgb", "ucf101"): {"top1": 87.9},
-    ("finetune", "CoCLR", "k400", "flow", "ucf101"): {"top1": 85.27},
-    ("finetune", "CoCLR", "k400", "rgb+flow", "ucf101"): {"top1": 90.6},
-    ("finetune", "CoCLR", "k400", "rgb", "hmdb51"): {"top1": 54.6},
-    ("finetune", "CoCLR", "k400", "rgb+flow", "hmdb51"): {"top1": 62.9},
-    ("retrieval", "InfoNCE", "ucf101", "rgb", "ucf101"): {"R@1": 33.1},
-    ("retrieval", "InfoNCE", "ucf101", "flow", "ucf101"): {"R@1": 45.2},
-    ("retrieval", "CoCLR", "ucf101", "rgb", "ucf101"): {"R@1": 53.3, "R@5": 69.4, "R@10": 76.6, "R@20": 82.0},
-    ("retrieval", "CoCLR", "ucf101", "flow", "ucf101"): {"R@1": 48.4},
-    ("retrieval", "CoCLR", "ucf101", "rgb+flow", "ucf101"): {"R@1": 55.9, "R@5": 70.8, "R@10": 76.9, "R@20": 82.5},
-    ("retrieval", "CoCLR", "ucf101", "rgb", "hmdb51"): {"R@1": 23.2, "R@5": 43.2, "R@10": 53.5, "R@20": 65.5},
-    ("retrieval", "CoCLR", "ucf101", "rgb+flow", "hmdb51"): {"R@1": 26.1, "R@5": 45.8, "R@10": 57.9, "R@20": 69.7},
-    ("retrieval", "CoCLR", "k400", "rgb", "ucf101"): {"R@1": 45.6},
-    ("retrieval", "CoCLR", "k400", "flow", "ucf101"): {"R@1": 44.4},
+NUMBERS = {"Classification": ("top1", "top5", "best_epoch_top1"), "Retrieval": ("R@1", "R@5", "R@10", "R@20", "R@50")}
+# (method, pretrained on, stream) -> "what tested on" -> top-1, or R@1, 5, 10, 20, in percent: Han et al., NeurIPS 2020,
+# tables 1 and 2; InfoNCE's, and CoCLR's flow and K400 R@1, belong to the released weights
+PAPER: dict[tuple[str, str, str], dict[str, tuple[float, ...]]] = {
+    ("InfoNCE", "ucf101", "rgb"): {"linear ucf101": (46.8,), "retrieval ucf101": (33.1,)},
+    ("InfoNCE", "ucf101", "flow"): {"linear ucf101": (66.8,), "retrieval ucf101": (45.2,)},
+    ("CoCLR", "ucf101", "rgb"): {
+        "linear ucf101": (70.2,), "linear hmdb51": (39.1,), "finetune ucf101": (81.4,), "finetune hmdb51": (52.1,),
+        "retrieval ucf101": (53.3, 69.4, 76.6, 82.0), "retrieval hmdb51": (23.2, 43.2, 53.5, 65.5)},
+    ("CoCLR", "ucf101", "flow"): {"retrieval ucf101": (48.4,)},
+    ("CoCLR", "ucf101", "rgb+flow"): {
+        "linear ucf101": (72.1,), "linear hmdb51": (40.2,), "finetune ucf101": (87.3,), "finetune hmdb51": (58.7,),
+        "retrieval ucf101": (55.9, 70.8, 76.9, 82.5), "retrieval hmdb51": (26.1, 45.8, 57.9, 69.7)},
+    ("CoCLR", "k400", "rgb"): {
+        "linear ucf101": (74.5,), "linear hmdb51": (46.1,), "finetune ucf101": (87.9,), "finetune hmdb51": (54.6,),
+        "retrieval ucf101": (45.6,)},
+    ("CoCLR", "k400", "flow"): {"finetune ucf101": (85.27,), "retrieval ucf101": (44.4,)},
+    ("CoCLR", "k400", "rgb+flow"): {
+        "linear ucf101": (77.8,), "linear hmdb51": (52.4,), "finetune ucf101": (90.6,), "finetune hmdb51": (62.9,)},
 }
 SUBJECT = ("what", "method", "pretrained on", "stream", "tested on", "split", "checkpoint")
-NUMBERS = {"Classification": ("top1", "top5", "best_epoch_top1"), "Retrieval": ("R@1", "R@5", "R@10", "R@20", "R@50")}
+ORDER = {"what": ("linear", "feature probe", "finetune", "retrieval"),
+         "method": ("random", "InfoNCE", "CoCLR", "UberNCE"), "stream": ("rgb", "flow", "rgb+flow")}
 
 
 @dataclass(frozen=True)
@@ -82,6 +72,7 @@ def make_parser() -> Parser:
     parser.add_argument("--out", default="results", metavar="STEM", help="writes STEM.md and STEM.csv")
     parser.add_argument("--mean", action="store_true",
                         help="mean and standard deviation over checkpoints and splits instead of a row for each")
+    parser.add_argument("--chart", metavar="FILE.png", help="draw R@1 of each stage and stream, with its spread")
     return parser
 
 
@@ -94,20 +85,54 @@ def newest(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return list(found.values())
 
 
+def subject_of(record: dict[str, Any], mean: bool) -> tuple[str, ...]:
+    """What a record is about, see ``SUBJECT``; with ``mean`` the same for all checkpoints and splits."""
+    origin = record.get("origin") or {}
+    cycle = f", cycle {origin['cycle']}" if origin.get("cycle") else ""
+    named = (origin.get("pretrained_on"), record.get("stream"), record.get("dataset"))
+    return (record["what"] + (f", {record['crops']} crop" if record.get("crops") else ""),
+            (origin.get("method") or "unknown") + cycle, *(str(value or "unknown") for value in named),
+            *(("all", "all") if mean else (str(record.get("split") or "unknown"), str(record.get("checkpoint")))))
+
+
+def paper_numbers(record: dict[str, Any]) -> dict[str, float]:
+    """The paper's numbers for the like of a record; they are of two cycles."""
+    origin = record.get("origin") or {}
+    published = PAPER.get((origin.get("method"), origin.get("pretrained_on"), record.get("stream")), {})
+    values = published.get(f"{record['what']} {record.get('dataset')}", ()) if origin.get("cycle", 2) == 2 else ()
+    return dict(zip(NUMBERS["Retrieval" if record["what"] == "retrieval" else "Classification"], values, strict=False))
+
+
+def place(subject: tuple[str, ...]) -> tuple:
+    """Sorts subjects: by evaluation and data, then from random weights to supervision, one stream to two."""
+    what, method, pretrained_on, stream, tested_on, *which = subject
+    rank = [(order.index(word) if word in order else len(order)) for word, order in
+            zip((what.split(",")[0], method.split(",")[0], stream), ORDER.values(), strict=True)]
+    return rank[0], what, tested_on, pretrained_on != "nothing", pretrained_on, rank[1], method, rank[2], stream, which
+
+
 def table(records: list[dict[str, Any]], mean: bool) -> Table:
-    """Numbers by subject (see ``SUBJECT``); with ``mean`` one subject for all checkpoints and splits."""
+    """Numbers by subject, in order."""
     found: Table = {}
     for record in newest(records):
-        origin = record.get("origin") or {}
-        key = (record["what"], *(str(value or "unknown") for value in (
-            origin.get("method"), origin.get("pretrained_on"), record.get("stream"), record.get("dataset"))))
-        what = f"{key[0]}, {record['crops']} crop" if record.get("crops") else key[0]
-        which = ("all", "all") if mean else (str(record.get("split") or "unknown"), str(record.get("checkpoint")))
-        cells = found.setdefault((what, *key[1:], *which), {})
+        cells, paper = found.setdefault(subject_of(record, mean), {}), paper_numbers(record)
         for number, value in record["numbers"].items():
             if isinstance(value, int | float):
-                cells.setdefault(number, Cell([], PAPER.get(key, {}).get(number))).values.append(value)
-    return found
+                cells.setdefault(number, Cell([], paper.get(number))).values.append(value)
+    return dict(sorted(found.items(), key=lambda item: place(item[0])))
+
+
+def chart(found: Table) -> bytes:
+    """R@1 by stage and stream (see ``stage_chart``), a panel per tested and pretrained-on dataset."""
+    panels: dict[str, dict[str, dict[str, list[float]]]] = {}
+    for (what, method, pretrained_on, stream, tested_on, *_), cells in found.items():
+        if what == "retrieval":
+            series = panels.setdefault(f"retrieval on {tested_on}", {name: {} for name in ORDER["stream"]})
+            stage = method if pretrained_on in (tested_on, "nothing") else f"{method}\n({pretrained_on})"
+            series.setdefault(stream, {}).setdefault(stage.replace(", ", "\n"), []).extend(cells["R@1"].values)
+    if not panels:
+        raise UserError("--chart shows R@1, but the records hold no retrieval; run main_classifier.py --retrieval")
+    return stage_chart(panels, "R@1 (%)")
 
 
 def as_markdown(found: Table) -> str:
@@ -140,8 +165,11 @@ def main(argv: list[str] | None = None) -> None:
     found = table(read_records(args.results), args.mean)
     markdown = as_markdown(found)
     sys.stdout.write(markdown)
-    for ending, text in ((".md", markdown), (".csv", as_csv(found))):
-        log.info("wrote %s", write_file(args.out + ending, text))
+    files = {f"{args.out}.md": markdown, f"{args.out}.csv": as_csv(found)}
+    if args.chart:
+        files[args.chart] = chart(found)
+    for path, content in files.items():
+        log.info("wrote %s", write_file(path, content))
 
 
 if __name__ == "__main__":

@@ -63,15 +63,20 @@ def load_classifier(checkpoint: Checkpoint, network: str, classes: list[str], pa
 
 
 def origin(checkpoint: Checkpoint, path: str | Path) -> dict[str, Any]:
-    """Where the backbone was trained: {"method", "pretrained_on", "pretrain_epoch"}, as far as it is known."""
+    """Where the backbone was trained: {"method", "pretrained_on", "pretrain_epoch"}, as far as it is known.
+
+    A run of co-training says in its --name_prefix which "cycle" it is of: Cycle1-...
+    """
     if has_classifier(checkpoint) or "origin" in checkpoint:
         return checkpoint.get("origin", UNKNOWN)
-    dataset = checkpoint.get("options", {}).get("dataset")
+    options = checkpoint.get("options", {})
+    dataset = options.get("dataset")
     named = re.search(r"ucf101|k400", Path(path).name)  # the released files say it in their names
     method = describe(checkpoint["state_dict"]).removeprefix("an ").split()[0]
+    cycle = re.search(r"cycle(\d+)", options.get("name_prefix", ""), re.IGNORECASE) if method == "CoCLR" else None
     return {"method": method,
             "pretrained_on": parse_name(dataset).base if dataset else named[0] if named else "unknown",
-            "pretrain_epoch": int(checkpoint.get("epoch", -1))}
+            "pretrain_epoch": int(checkpoint.get("epoch", -1)), **({"cycle": int(cycle[1])} if cycle else {})}
 
 
 def digest(path: Path) -> str:

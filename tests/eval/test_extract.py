@@ -84,7 +84,8 @@ def test_batch_size_changes_nothing(root, batch_size, monkeypatch):
         torch.testing.assert_close(means[name], expected[name], atol=1e-5, rtol=0)
     total = 10 * sum(len(windows_of(int(frames), 8, 1)) for frames in videos.frames)
     assert sum(sizes) == total  # every window once
-    assert set(sizes[:-1]) <= {batch_size}
+    assert max(sizes) <= batch_size
+    assert len(set(sorted(sizes)[1:])) <= 1  # all full but the last, whichever thread had it
 
 
 def test_video_with_an_unreadable_part_is_left_out(root, tmp_path, monkeypatch, caplog):

@@ -30,8 +30,8 @@ def test_table_shows_the_difference_from_the_paper(tmp_path, monkeypatch, capsys
     assert "| retrieval | unknown | unknown | rgb | tiny | 1 | a.tar | 11.0 | - | - | - | - |" in markdown
     assert markdown.count("retrieval") == 2  # the older record of the same evaluation is replaced
     rows = list(csv.DictReader((tmp_path / "results.csv").open()))
-    assert [row["difference"] for row in rows] == ["-1.3", "+0.6", "", "+0.5", ""]
-    assert rows[0] | {"what": "retrieval", "number": "R@1", "ours": "52.0", "paper": "53.3"} == rows[0]
+    assert [row["difference"] for row in rows] == ["+0.5", "", "-1.3", "+0.6", ""]
+    assert rows[2] | {"what": "retrieval", "number": "R@1", "ours": "52.0", "paper": "53.3"} == rows[2]
 
 
 def test_mean_and_spread_over_checkpoints_and_splits(tmp_path, monkeypatch, capsys):
@@ -40,6 +40,30 @@ def test_mean_and_spread_over_checkpoints_and_splits(tmp_path, monkeypatch, caps
                                       for i, value in enumerate((50.0, 53.0, 56.0))))
     report.main(["seeds.jsonl", "--mean", "--out", "out/table"])
     assert "| all | all | 53.0 ± 3.0 (n=3) (paper 53.3, -0.3) |" in (tmp_path / "out/table.md").read_text()
+
+
+def test_rows_are_in_the_order_of_the_recipe_and_cycles_apart(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    stages = [("random", None, "rgb"), ("InfoNCE", None, "rgb"), ("InfoNCE", None, "flow"), ("CoCLR", 1, "rgb"),
+              ("CoCLR", 1, "rgb+flow"), ("CoCLR", 2, "rgb"), ("UberNCE", None, "rgb")]
+    shuffled = [RETRIEVAL | {"stream": stream, "checkpoint": f"{method}{cycle}", "origin": ORIGIN | {
+        "method": method, "cycle": cycle}} for method, cycle, stream in reversed(stages)]
+    write(tmp_path / "results.jsonl", *shuffled)
+    report.main(["--chart", "chart.png"])
+    rows = [line.split(" | ")[1:4:2] for line in capsys.readouterr().out.splitlines() if line.startswith("| retrieval")]
+    assert rows == [[f"{method}, cycle {cycle}" if cycle else method, stream] for method, cycle, stream in stages]
+    text = (tmp_path / "results.md").read_text()
+    assert [("paper 53.3" in line, "paper 55.9" in line) for line in text.splitlines() if "CoCLR, " in line] == [
+        (False, False), (False, False), (True, False)]  # the paper's are of two cycles
+    assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_chart_without_retrieval_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "results.jsonl", RETRIEVAL | {"what": "linear", "numbers": {"top1": 3.0}})
+    with pytest.raises(SystemExit):
+        report.main(["--chart", "chart.png"])
+    assert "hold no retrieval" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("content", "message"), [
@@ -58,6 +82,6 @@ def test_corrupt_results_name_the_line(tmp_path, monkeypatch, capsys, content, m
 
 
 def test_paper_numbers_are_as_printed():
-    assert report.PAPER["linear", "CoCLR", "ucf101", "rgb", "ucf101"] == {"top1": 70.2}
-    assert report.PAPER["retrieval", "CoCLR", "ucf101", "rgb+flow", "hmdb51"]["R@20"] == 69.7
-    assert sum(map(len, report.PAPER.values())) == 40
+    assert report.PAPER["CoCLR", "ucf101", "rgb"]["linear ucf101"] == (70.2,)
+    assert report.PAPER["CoCLR", "ucf101", "rgb+flow"]["retrieval hmdb51"][3] == 69.7
+    assert sum(len(values) for numbers in report.PAPER.values() for values in numbers.values()) == 40

@@ -12,7 +12,7 @@ from dataset.registry import open_videos
 from eval import metrics
 from eval.features import Features
 from eval.metrics import KS, nearest, retrieve
-from eval.pictures import confusion_matrix, confusion_picture, gallery, recall_curve
+from eval.pictures import confusion_matrix, confusion_picture, gallery, recall_curve, stage_chart
 
 
 def random_features(n: int, seed: int, width: int = 6, classes: int = 4) -> Features:
@@ -78,18 +78,41 @@ def image_of(png: bytes) -> np.ndarray:
     return cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)[:, :, ::-1]
 
 
-@pytest.mark.parametrize("classes", [2, 8, 101, 400])
+def pixels_of(image: np.ndarray, colour: tuple[int, int, int]) -> int:
+    return (np.abs(image.astype(int) - colour).sum(axis=2) < 30).sum()
+
+
+@pytest.mark.parametrize("classes", [2, 101])
 def test_confusion_picture_is_dark_where_counts_are(classes):
-    image = image_of(confusion_picture(np.eye(classes, dtype=int) * 3, [f"Class {i}" for i in range(classes)]))
-    dark = (np.abs(image.astype(int) - (20, 60, 130)).sum(axis=2) < 40).sum()
-    cell = max(min(64, 1200 // classes), 9)
-    assert 0.5 < dark / (classes * cell ** 2) <= 1.1
+    def dark(counts: np.ndarray) -> int:
+        image = image_of(confusion_picture(counts, [f"Class {i}" for i in range(classes)]))
+        return pixels_of(image, (8, 48, 107))
+
+    right = np.eye(classes, dtype=int) * 3
+    assert dark(right * 0) == 0
+    assert dark(right) > 50 * classes
+    right[classes // 2:] = 0
+    assert dark(right) / dark(np.eye(classes, dtype=int)) == pytest.approx((classes // 2) / classes, abs=0.02)
+
+
+BLUE, ORANGE, GREEN = (31, 119, 180), (255, 127, 14), (44, 160, 44)
 
 
 def test_recall_curve_draws_each_curve():
     image = image_of(recall_curve({"rgb": [10, 50, 90], "flow": [20, 30, 40]}))
-    for colour in ((31, 119, 180), (214, 96, 30)):
-        assert (np.abs(image.astype(int) - colour).sum(axis=2) < 30).sum() > 300
+    assert min(pixels_of(image, BLUE), pixels_of(image, ORANGE)) > 300
+    assert pixels_of(image, GREEN) == 0
+
+
+def test_stage_chart_draws_bars_as_high_as_the_means():
+    series = {"rgb": {"InfoNCE": [19.0, 20.0, 21.0], "CoCLR": [60.0]}, "flow": {"CoCLR": [40.0]}, "rgb+flow": {}}
+    image = image_of(stage_chart({"retrieval on tiny": series}, "R@1 (%)"))
+    column = {colour: (np.abs(image.astype(int) - colour).sum(axis=2) < 30).sum(axis=0) for colour in (BLUE, ORANGE)}
+    heights = sorted({int(n) for counts in column.values() for n in counts if (counts == n).sum() > 20 and n > 20})
+    assert len(heights) == 3
+    assert heights[1] / heights[0] == pytest.approx(2, abs=0.1)
+    assert heights[2] / heights[0] == pytest.approx(3, abs=0.1)
+    assert pixels_of(image, GREEN) == 0  # what has no value has no bar
 
 
 def test_gallery_is_one_file_that_frames_right_and_wrong(tmp_path):
@@ -109,6 +132,6 @@ def test_gallery_is_one_file_that_frames_right_and_wrong(tmp_path):
               for data in re.findall(r"base64,([^)]+)\)", page)]
     assert [strip.shape for strip in strips] == [(96, 8 * 96, 3)] * 4
     image = image_of(gallery(found, where, still=True))
-    for colour, frames in (((46, 139, 87), 2), ((200, 60, 60), 1)):
-        count = (np.abs(image.astype(int) - colour).sum(axis=2) < 10).sum()
-        assert count / frames == pytest.approx(4 * 100 * 5, rel=0.2)  # lines around 100 x 100 pixels, and letters
+    right, wrong = pixels_of(image, (46, 139, 87)), pixels_of(image, (200, 60, 60))
+    assert wrong > 1000
+    assert right / wrong == pytest.approx(2, rel=0.2)  # two frames and one

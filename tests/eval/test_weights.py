@@ -72,6 +72,9 @@ def test_origin(coclr):
     ours = {"epoch": 3, "state_dict": {"encoder_q.0.Conv_1a": 0, "queue_label": 0},
             "options": {"dataset": "k400-f-2clip"}}
     assert origin(ours, "epoch3.pth.tar") == {"method": "UberNCE", "pretrained_on": "k400", "pretrain_epoch": 3}
+    second = ours | {"state_dict": {"encoder_q.0.Conv_1a": 0, "sampler.0": 0},
+                     "options": {"dataset": "ucf101-2stream-2clip", "name_prefix": "Cycle2-FlowMining_"}}
+    assert origin(second, "x") == {"method": "CoCLR", "pretrained_on": "ucf101", "pretrain_epoch": 3, "cycle": 2}
     handed_on = {"state_dict": {"final_fc.0.weight": 0}, "origin": {"method": "CoCLR"}}
     assert origin(handed_on, "x") == {"method": "CoCLR"}
     assert origin({"state_dict": {"final_fc.0.weight": 0}}, "x")["method"] == "unknown"
