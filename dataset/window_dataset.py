@@ -15,7 +15,7 @@ from dataset.store import BrokenVideo
 
 CROP_SHARE = 224 / 256  # side of a test crop as a share of the short side: 224 pixels of 256
 WINDOWS_PER_ITEM = 16  # longer videos are cut into several items, so that memory stays bounded
-FRAMES_AT_ONCE = 32  # full-size frames held by a worker
+FRAMES_AT_ONCE = 8  # full-size frames held by a worker; more would not stay in the cache
 
 Box = tuple[int, int, int, int]
 Item = dict[str, Tensor | int | str]

@@ -1,9 +1,13 @@
 """Network outputs averaged over the windows and crops of each video: windows of many videos share a forward batch."""
+import collections
 import copy
 import itertools
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -79,6 +83,24 @@ def folded(network: nn.Module) -> nn.Module:
     return network
 
 
+def in_threads(work: Callable[[Any], Any], arguments: Iterable[Any], threads: int) -> Iterator[tuple[Any, Any]]:
+    """Each argument and ``work`` of it, in order; ``threads`` threads work, each on one core, none if that is 1."""
+    if threads == 1:
+        yield from ((argument, work(argument)) for argument in arguments)
+        return
+    before = torch.get_num_threads()
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        pending = collections.deque()
+        for argument in arguments:
+            pending.append((argument, pool.submit(work, argument)))
+            if len(pending) > threads:
+                argument, result = pending.popleft()
+                yield argument, result.result()
+        for argument, result in pending:
+            yield argument, result.result()
+    torch.set_num_threads(before)
+
+
 @torch.no_grad()
 def average_over_windows(network: Callable[[Tensor], Tensor], size: int, dataset: WindowDataset,
                          views: dict[str, list[int]], world: World, batch_size: int, workers: int = 0,
@@ -111,11 +133,16 @@ def average_over_windows(network: Callable[[Tensor], Tensor], size: int, dataset
             else:
                 yield item
 
+    def forward(batch: tuple[Tensor, ...]) -> Tensor:
+        with torch.no_grad(), autocast(precision, device):
+            return network(normalised(*batch[:2], channels_last))
+
+    # on a CPU, a batch in parts on as many cores is faster than on all of them as one
+    threads = max(len(os.sched_getaffinity(0)) // world.size, 1) if device.type == "cpu" else 1
     # TF32 and the choice of an algorithm by trial would make results depend on the batch
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
-        for clips, flip, video, view in packed(counted(), mirrored, batch_size, device):
-            with autocast(precision, device):
-                output = network(normalised(clips, flip, channels_last))
+        batches = packed(counted(), mirrored, -(-batch_size // threads), device)
+        for (_, _, video, view), output in in_threads(forward, batches, threads):
             for total, member in zip(sums, members, strict=True):
                 rows = member[view].nonzero().flatten()
                 total.index_add_(0, video[rows].to(device), output[rows.to(device)].double())
