@@ -89,7 +89,8 @@ def in_threads(work: Callable[[Any], Any], arguments: Iterable[Any], threads: in
         yield from ((argument, work(argument)) for argument in arguments)
         return
     before = torch.get_num_threads()
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    torch.set_num_threads(1)
+    with ThreadPoolExecutor(threads) as pool:
         pending = collections.deque()
         for argument in arguments:
             pending.append((argument, pool.submit(work, argument)))
