@@ -1,10 +1,11 @@
 """Restartable preparation by many processes: each appends the videos it has finished to a part of its own.
 
-A part is OUT/unfinished/<id>.{rgb,flow}, the frames, and <id>.jsonl, the journal that says where they lie. A video is
+A part is OUT/unfinished/<id>.{rgb,flow}, the records, and <id>.jsonl, the journal that says where they lie. A video is
 committed when the journal names it; what a killed process had not noted is as if never written.
 """
 import contextlib
 import json
+import mmap
 import multiprocessing
 import os
 import signal
@@ -26,11 +27,13 @@ from utils.errors import UserError
 
 MAX_CRASHES = 10  # so many videos before the first success, and it is not the videos
 SYNC_SECONDS = 5.0
+AHEAD = 2  # videos given to a process at once
+HEADER_BYTES = 5  # room before the frames for the longest head of a record
 MAX_RECORD_BYTES = 1 << 30  # a record is one value of the database and passes through memory whole
 
 
 class Part:
-    """Finished videos of one process: OUT/unfinished/<id>.{rgb,flow} hold the frames, <id>.jsonl says where."""
+    """Finished videos of one process: OUT/unfinished/<id>.{rgb,flow} hold the records, <id>.jsonl says where."""
 
     def __init__(self, folder: Path, options: Options):
         self.options = options
@@ -45,9 +48,11 @@ class Part:
         offsets = {stream: file.tell() for stream, file in self.files.items()}
         entry: dict = {"video": video.name}
         try:
+            for file in self.files.values():
+                file.write(bytes(HEADER_BYTES))
             try:
                 counts = self._write_frames(video, offsets, flow_clock)
-                entry["records"] = {s: [offsets[s], f.tell() - offsets[s], counts[s]] for s, f in self.files.items()}
+                entry["records"] = {s: self._head(s, offsets[s], counts[s]) for s in self.files}
             except BrokenVideo as error:
                 entry["left_out"] = error.reason
                 for stream, file in self.files.items():
@@ -58,6 +63,15 @@ class Part:
                 os.ftruncate(file.fileno(), offsets[stream])  # not by the file object, which would write first
             raise cannot_write(self.path.parent, error) from error
         return self.note(entry | {"seconds": time.perf_counter() - start, "flow_seconds": flow_clock[0]})
+
+    def _head(self, stream: str, offset: int, count: int) -> list[int]:
+        """Put the head before the frames at ``offset``, now that their number is known: [start, length, frames]."""
+        file, head = self.files[stream], msgpack.Packer().pack_array_header(count)
+        end, start = file.tell(), offset + HEADER_BYTES - len(head)
+        file.seek(start)
+        file.write(head)
+        file.seek(end)
+        return [start, end - start, count]
 
     def note(self, entry: dict) -> dict:
         """Commit: from here on no kill of this process can lose the video, and after SYNC_SECONDS no power cut."""
@@ -72,7 +86,7 @@ class Part:
             self.journal.flush()
         except OSError as error:
             raise cannot_write(self.path.parent, error) from error
-        return entry
+        return entry | {"part": str(self.path)}
 
     def _write_frames(self, video: Video, offsets: dict[str, int], flow_clock: list[float]) -> Counter:
         counts: Counter = Counter()
@@ -116,7 +130,8 @@ def work(connection: Connection, folder: Path, options: Options) -> None:
 def prepare_videos(videos: list[Video], folder: Path, options: Options, jobs: int) -> Iterator[dict]:
     """Journal entry of each video as it is finished, by ``jobs`` processes.
 
-    A process that dies (a decoder can crash) is replaced; the video it was at is tried once more, then left out.
+    Each has the next video before it asks, so that none waits for who takes the entries. A process that dies (a decoder
+    can crash) is replaced; the video it was at is tried once more, then left out.
     """
     context = multiprocessing.get_context("spawn")
 
@@ -128,39 +143,45 @@ def prepare_videos(videos: list[Video], folder: Path, options: Options, jobs: in
         return process, ours
 
     waiting, crashes, finished = deque(videos), Counter(), 0
-    busy: dict[Connection, tuple[multiprocessing.Process, Video]] = {}
-    idle = [start() for _ in range(min(jobs, len(videos)))]
+    workers: dict[Connection, tuple[multiprocessing.Process, deque[Video]]] = {}  # with the videos each has
     try:
-        while waiting or busy:
-            while idle and waiting:
-                process, connection = idle.pop()
-                busy[connection] = process, waiting.popleft()
-                with contextlib.suppress(BrokenPipeError):  # died while idle: its end is noticed below
-                    connection.send(busy[connection][1])
-            for connection in wait(busy):
-                process, video = busy.pop(connection)
+        while waiting or any(given for _, given in workers.values()):
+            while len(workers) < min(jobs, len(videos)):
+                process, connection = start()
+                workers[connection] = process, deque()
+            for ahead in range(AHEAD):
+                for connection, (_, given) in workers.items():
+                    if len(waiting) > len(workers) * bool(ahead) and len(given) == ahead:
+                        given.append(waiting.popleft())
+                        with contextlib.suppress(BrokenPipeError):  # it died: its end is noticed below
+                            connection.send(given[-1])
+            for connection in wait(workers):
+                process, given = workers[connection]
                 try:
                     entry = connection.recv()
+                    if isinstance(entry, UserError):
+                        raise entry
+                    given.popleft()
                 except (EOFError, ConnectionError):
                     process.join()
+                    del workers[connection]
+                    if not given:
+                        continue
+                    video = given.popleft()
+                    waiting.extendleft(reversed(given))
                     crashes[video.name] += 1
                     if finished == 0 and len(crashes) > MAX_CRASHES:
                         raise UserError(f"the first {len(crashes)} videos all ended the process that read them (exit "
                                         f"status {process.exitcode}); more than the videos is broken") from None
-                    idle.append(start())
                     if crashes[video.name] == 1:
                         waiting.append(video)
                         continue
                     entry = Part(folder, options).note(
                         {"video": video.name, "left_out": f"reading it crashed (exit status {process.exitcode})"})
-                else:
-                    idle.append((process, connection))
-                if isinstance(entry, UserError):
-                    raise entry
                 finished += 1
                 yield entry
     finally:
-        for process in [p for p, _ in idle] + [p for p, _ in busy.values()]:
+        for process, _ in workers.values():
             process.terminate()
             process.join()
 
@@ -186,16 +207,15 @@ def read_journals(folder: Path) -> dict[str, dict]:
     return entries
 
 
-def read_part(path: str, offset: int, length: int, count: int) -> tuple[bytearray, int]:
-    """(record, number of frames) of a video in a part file."""
-    header = msgpack.Packer().pack_array_header(count)
-    record = bytearray(len(header) + length)
-    record[:len(header)] = header
+def read_part(path: str, start: int, length: int, count: int) -> tuple[memoryview, int]:
+    """(record, number of frames) of a video in a part file; the record is mapped, not read."""
+    page = start % mmap.ALLOCATIONGRANULARITY
     with open(path, "rb") as file:
-        file.seek(offset)
-        if file.readinto(memoryview(record)[len(header):]) != length:
-            raise UserError(f"{path} is shorter than its journal says; remove it and its .jsonl, start again")
-    return record, count
+        try:
+            mapped = mmap.mmap(file.fileno(), page + length, access=mmap.ACCESS_READ, offset=start - page)
+        except ValueError as error:
+            raise UserError(f"{path} is shorter than its journal says; remove it and its .jsonl") from error
+    return memoryview(mapped)[page:], count
 
 
 def cannot_write(folder: Path, error: OSError) -> UserError:

@@ -12,6 +12,7 @@ import os
 import shutil
 import time
 import uuid
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from dataset.footage import Video, absent_videos, class_list, copy_lists, find_l
 from dataset.frames import Options
 from dataset.parts import cannot_write, prepare_videos, read_journals, read_part
 from dataset.splits import ucf101_split
-from dataset.store import shuffled, write_store
+from dataset.store import shuffled, writing
 from utils.errors import UserError, one_line_errors
 from utils.log import start_logging
 from utils.options import Parser, positive_int
@@ -79,31 +80,44 @@ def prepare_folder(source: Path, out: Path, options: Options, args: argparse.Nam
     by_name = {video.name: video for video in videos}
     if args.name == "ucf101":
         ucf101_split(list(by_name), 1)  # its splits follow from the names: refuse others before the work
-    done = read_journals(out / "unfinished")
-    if size == 1:  # what was left out may have been mended since
-        done = {name: entry for name, entry in done.items() if "records" in entry}
-    share = [by_name[name] for name in shuffled(list(by_name))[rank::size] if name not in done]
-    if share or rank == 0:
-        folder = claim(out, options)
-    log.info("%s: %d videos, %d of them done before", source, len(videos), len(by_name.keys() & done.keys()))
-    if share and not args.merge:
-        _prepare_share(share, folder, options, args.jobs, len(videos))
-    if rank > 0:
+    done = {name: entry for name, entry in read_journals(out / "unfinished").items()
+            if name in by_name and (size > 1 or "records" in entry)}  # what was left out may have been mended since
+    order = shuffled(list(by_name))
+    share = [by_name[name] for name in order[rank::size] if name not in done and not args.merge]
+    log.info("%s: %d videos, %d of them done before", source, len(videos), len(done))
+    if not share and rank > 0:
         return
-    entries = wait_for(by_name, folder, patience=0 if args.merge or size == 1 else PATIENCE_SECONDS)
-    left_out |= {name: entry["left_out"] for name, entry in entries.items() if "left_out" in entry}
-    try:
-        copy_lists(lists, out)
-        part = {"train": ("train",), "val": ("test",)}.get(out.name if args.name == "k400" else "", ("train", "test"))
-        absent = absent_videos(out, set(by_name), part)
-        if absent:
-            log.warning("the split lists name %d videos that are not there, e.g. %s", len(absent), min(absent))
-        left_out |= absent
-        classes = class_list(out, [video.name for folder, _ in sources(args) for video in find_videos(folder)[0]])
+    folder = claim(out, options)
+    with contextlib.ExitStack() as databases:
+        if rank == 0:
+            merged = merging(order, done, {s: databases.enter_context(writing(out / f"{s}.lmdb"))
+                                           for s in options.streams})
+        for entry in _prepare_share(share, folder, options, args.jobs, len(videos)):
+            done[entry["video"]] = entry
+            if rank == 0:
+                next(merged)
+        if rank > 0:
+            return
+        patience = 0 if args.merge or size == 1 else PATIENCE_SECONDS
+        for _ in wait_for(by_name, done, folder, patience):
+            next(merged, None)
+        left_out |= {name: entry["left_out"] for name, entry in done.items() if "left_out" in entry}
+        try:
+            copy_lists(lists, out)
+            part = {"train": ("train",), "val": ("test",)}.get(out.name if args.name == "k400" else "",
+                                                               ("train", "test"))
+            absent = absent_videos(out, set(by_name), part)
+            if absent:
+                log.warning("the split lists name %d videos that are not there, e.g. %s", len(absent), min(absent))
+            left_out |= absent
+            classes = class_list(out, [v.name for folder, _ in sources(args) for v in find_videos(folder)[0]])
+        except OSError as error:
+            raise cannot_write(out, error) from error
         _write_text(args.out / "classes.txt", "\n".join(classes) + "\n")
-    except OSError as error:
-        raise cannot_write(out, error) from error
-    merge(out, entries, left_out, options, began)
+        _write_text(out / "left_out.txt", "".join(f"{name}: {why}\n" for name, why in sorted(left_out.items())))
+        if not any("records" in entry for entry in done.values()):
+            raise UserError(f"not one of {len(done)} videos could be prepared; {out / 'left_out.txt'} says why")
+    _report(out, done, left_out, options, began)
     _discard_parts(out)
 
 
@@ -115,13 +129,13 @@ def _discard_parts(out: Path) -> None:
     shutil.rmtree(merged, ignore_errors=True)
 
 
-def _prepare_share(share: list[Video], folder: Path, options: Options, jobs: int, total: int) -> None:
+def _prepare_share(share: list[Video], folder: Path, options: Options, jobs: int, total: int) -> Iterator[dict]:
     """Prepare this process's videos with a progress bar, and say after the first ones what all will take."""
     frames, size, seconds, began = 0, 0, 0.0, time.perf_counter()
     sample = min(len(share), max(8, 2 * jobs))
-    with tqdm(total=len(share), unit="video", smoothing=0.05,
-              disable=None if log.isEnabledFor(logging.INFO) else True) as bar:
+    with tqdm(total=len(share), unit="video", smoothing=0.05, disable=not log.isEnabledFor(logging.INFO)) as bar:
         for count, entry in enumerate(prepare_videos(share, folder, options, jobs), 1):
+            yield entry
             bar.update()
             if "left_out" in entry:
                 log.warning("left out %s: %s", entry["video"], entry["left_out"])
@@ -140,57 +154,58 @@ def _prepare_share(share: list[Video], folder: Path, options: Options, jobs: int
                     log.warning("%s is likely to fill up: make room, or use --short_side or --quality", folder)
 
 
-def wait_for(videos: dict[str, Video], folder: Path, patience: float) -> dict[str, dict]:
-    """Journal entries of all ``videos``, when every process has made its share.
+def wait_for(videos: dict[str, Video], done: dict[str, dict], folder: Path, patience: float) -> Iterator[None]:
+    """Add the journal entries of other processes to ``done`` until it has all ``videos``; yields at each look.
 
     Raises UserError if videos are missing and nothing was written for ``patience`` seconds.
     """
     written, since = -1, time.monotonic()
-    with tqdm(total=len(videos), unit="video", desc="all processes", leave=False, disable=None) as bar:
-        while True:
-            entries = read_journals(folder)
-            missing = [name for name in videos if name not in entries]
-            bar.update(len(videos) - len(missing) - bar.n)
-            if not missing:
-                return {name: entries[name] for name in videos}
+    with tqdm(total=len(videos), unit="video", desc="all processes", leave=False) as bar:
+        while len(done) < len(videos):
+            done |= {name: entry for name, entry in read_journals(folder).items() if name in videos}
+            bar.update(len(done) - bar.n)
+            yield
+            if len(done) == len(videos):
+                break
             if written < 0 and patience:
-                log.info("waiting for the %d videos of the other processes", len(missing))
+                log.info("waiting for the %d videos of the other processes", len(videos) - len(done))
             now = sum(path.stat().st_size for path in folder.iterdir() if path.suffix != ".tmp")
             if now != written:
                 written, since = now, time.monotonic()
             if time.monotonic() - since >= patience:
-                raise UserError(f"{len(missing)} of {len(videos)} videos are not prepared yet, e.g. {missing[0]}; "
-                                "start the same command again, without --merge")
+                missing = next(name for name in videos if name not in done)
+                raise UserError(f"{len(videos) - len(done)} of {len(videos)} videos are not prepared yet, e.g. "
+                                f"{missing}; start the same command again, without --merge")
             time.sleep(POLL_SECONDS)
+    yield
 
 
-def merge(out: Path, entries: dict[str, dict], left_out: dict[str, str], options: Options, began: float) -> None:
-    """Write the databases, left_out.txt and the report from the parts, holding one video in memory at a time."""
-    done = {name: entry for name, entry in entries.items() if "records" in entry}
-    _write_text(out / "left_out.txt", "".join(f"{name}: {reason}\n" for name, reason in sorted(left_out.items())))
-    if not done:
-        raise UserError(f"not one of {len(entries)} videos could be prepared; {out / 'left_out.txt'} says why")
+def merging(order: list[str], done: dict[str, dict], add: dict[str, Callable]) -> Iterator[None]:
+    """Each ``next`` puts the videos that are next in ``order`` and ``done`` by now into the databases."""
+    for name in order:
+        while name not in done:
+            yield
+        for stream, record in done[name].get("records", {}).items():
+            add[stream](name, *read_part(f"{done[name]['part']}.{stream}", *record))
+    yield
+
+
+def _report(out: Path, entries: dict[str, dict], left_out: dict[str, str], options: Options, began: float) -> None:
+    """Write prepared.json, which says that the databases are finished, and log it."""
+    done = [entry["records"] for entry in entries.values() if "records" in entry]
+    seconds, in_flow = (sum(entry.get(key, 0) for entry in entries.values()) for key in ("seconds", "flow_seconds"))
     report: dict = {"options": asdict(options), "videos": len(done), "left_out": len(left_out),
-                    "opencv": cv2.__version__, "streams": {}}
+                    "opencv": cv2.__version__, "streams": {}, "process_seconds": round(seconds, 3),
+                    "flow_seconds": round(in_flow, 3)}
     for stream in options.streams:
-        with tqdm(total=len(done), unit="video", desc=f"merging {stream}", disable=None) as bar:
-            def record_of(name: str, stream: str = stream, bar: tqdm = bar) -> tuple[bytearray, int]:
-                bar.update()
-                return read_part(f"{done[name]['part']}.{stream}", *done[name]["records"][stream])
-
-            write_store(out / f"{stream}.lmdb", list(done), record_of)
-        size, frames = (sum(entry["records"][stream][i] for entry in done.values()) for i in (1, 2))
+        size, frames = (sum(records[stream][i] for records in done) for i in (1, 2))
         report["streams"][stream] = {"frames": frames, "bytes": size, "bytes_per_frame": round(size / frames, 1)}
-    report["process_seconds"] = round(sum(entry.get("seconds", 0) for entry in entries.values()), 3)
-    report["flow_seconds"] = round(sum(entry.get("flow_seconds", 0) for entry in entries.values()), 3)
+        log.info("%s: %d frames, %.1f MB, %.0f bytes per frame", out / f"{stream}.lmdb", frames, size / 1e6,
+                 size / frames)
     _write_text(out / "prepared.json", json.dumps(report, indent=1) + "\n")
-    for stream, figure in report["streams"].items():
-        log.info("%s: %d frames, %.1f MB, %.0f bytes per frame", out / f"{stream}.lmdb", figure["frames"],
-                 figure["bytes"] / 1e6, figure["bytes_per_frame"])
     log.info("%d videos, %d left out%s; %.1f process-minutes, %.0f %% of them in the flow method; this run took %.1f "
-             "minutes", len(done), len(left_out), f" (see {out / 'left_out.txt'})" if left_out else "",
-             report["process_seconds"] / 60, 100 * report["flow_seconds"] / max(report["process_seconds"], 1e-9),
-             (time.time() - began) / 60)
+             "minutes", len(done), len(left_out), f" (see {out / 'left_out.txt'})" if left_out else "", seconds / 60,
+             100 * in_flow / max(seconds, 1e-9), (time.time() - began) / 60)
 
 
 def _write_text(path: Path, text: str) -> None:
