@@ -1,5 +1,6 @@
 """Tests of a checkpoint: classification with several crops, and retrieval. Results go beside it and to --results."""
 import argparse
+import itertools
 import json
 import logging
 from pathlib import Path
@@ -14,7 +15,7 @@ from dataset.registry import Videos, open_videos, parse_name
 from dataset.window_dataset import WindowDataset
 from eval.extract import CROPS, average_over_windows, folded, views_of
 from eval.features import PARTS, Features, load_features, made_from_the_same, provenance, save_features
-from eval.metrics import accuracies, as_text, recall_at, retrieve
+from eval.metrics import accuracies, as_text, recalls, retrieve
 from eval.pictures import confusion_matrix, confusion_picture, recall_curve
 from eval.records import append_record, write_file
 from eval.weights import RANDOM, has_classifier, load_backbone, load_classifier, origin
@@ -77,7 +78,7 @@ def evaluate_crops(args: argparse.Namespace, world: World, crops: str, path: Pat
     dataset = WindowDataset(videos, args.seq_len, args.ds, args.img_dim, CROPS[crops])
     means, readable = probabilities_of(model, args, world, dataset, crops)
     labels = torch.from_numpy(videos.labels)[readable]
-    names = [name for name, kept in zip(videos.names, readable.tolist(), strict=True) if kept]
+    names = list(itertools.compress(videos.names, readable))
     for result, mean in means.items() if world.is_main else ():
         mean = mean[readable]
         numbers = accuracies(mean, labels)
@@ -116,8 +117,7 @@ def evaluate_retrieval(args: argparse.Namespace, world: World, path: Path, check
     numbers, neighbours = retrieve([train], [test])
     log.info("%s, %d queries in %d training videos: %s", args.dataset, len(test.labels), len(train.labels),
              as_text(numbers))
-    curve = recall_at(neighbours, test.labels, train.labels, range(1, neighbours.shape[1] + 1))
-    write_file(folder / f"{args.dataset}_recall.png", recall_curve({args.dataset: list(curve.values())}))
+    write_file(folder / f"{args.dataset}_recall.png", recall_curve({args.dataset: recalls(neighbours, test, train)}))
     append_record(args.results, what="retrieval", **record, videos=len(test.labels),
                   left_out=len(videos["test"]) - len(test.labels), numbers=numbers)
 
@@ -131,8 +131,8 @@ def extract(backbone: nn.Module, size: int, args: argparse.Namespace, world: Wor
         args.batch_size, args.workers, args.precision, args.channels_last)
     if not readable.any():
         raise UserError(f"no video of {args.dataset} could be read")
-    names = [name for name, kept in zip(videos.names, readable.tolist(), strict=True) if kept]
-    return Features(means["center"][readable], torch.from_numpy(videos.labels)[readable], names)
+    return Features(means["center"][readable], torch.from_numpy(videos.labels)[readable],
+                    list(itertools.compress(videos.names, readable)))
 
 
 def for_inference(module: nn.Module, args: argparse.Namespace, world: World) -> nn.Module:

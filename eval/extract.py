@@ -88,10 +88,9 @@ def in_threads(work: Callable[[Any], Any], arguments: Iterable[Any], threads: in
     if threads == 1:
         yield from ((argument, work(argument)) for argument in arguments)
         return
-    before = torch.get_num_threads()
+    before, pending = torch.get_num_threads(), collections.deque()
     torch.set_num_threads(1)
     with ThreadPoolExecutor(threads) as pool:
-        pending = collections.deque()
         for argument in arguments:
             pending.append((argument, pool.submit(work, argument)))
             if len(pending) > threads:

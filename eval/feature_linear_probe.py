@@ -11,7 +11,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dataset.registry import parse_name
-from eval.features import Features, find_folder, load_features, read_provenance
+from eval.features import PARTS, Features, add_feature_options, find_folder, load_features, read_provenance
 from eval.metrics import accuracies
 from eval.records import append_record
 from utils.errors import UserError, one_line_errors
@@ -24,10 +24,7 @@ log = logging.getLogger("coclr")
 
 def make_parser() -> Parser:
     parser = Parser(__doc__)
-    parser.add_argument("--dataset", default="ucf101", help="dataset of the features, NAME[-f]")
-    parser.add_argument("--test", required=True, metavar="DIR|CKPT",
-                        help="feature folder, or the checkpoint beside which it lies")
-    parser.add_argument("--dirname", default="feature", help="name of the feature folder beside a checkpoint")
+    add_feature_options(parser)
     parser.add_argument("--batch_size", type=positive_int, default=1024, help="features per step")
     parser.add_argument("--epochs", type=positive_int, default=100, help="epochs in all")
     parser.add_argument("--eval_freq", type=positive_int, default=5, help="epochs between tests; the last is tested")
@@ -80,7 +77,7 @@ def main(argv: list[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
     start_logging(is_main=True)
     folder = find_folder(args.test, args.dirname, args.dataset)
-    train, test = (load_features(folder, args.dataset, part) for part in ("train", "test"))
+    train, test = (load_features(folder, args.dataset, part) for part in PARTS)
     if train.features.shape[1] != test.features.shape[1]:
         raise UserError(f"{folder}: training features have {train.features.shape[1]} entries, test features "
                         f"{test.features.shape[1]}; make them anew by --retrieval")

@@ -13,6 +13,7 @@ from eval.records import read_json, write_file
 from eval.weights import digest
 from utils.checkpoint import load_saved, save_atomically
 from utils.errors import UserError
+from utils.options import Parser
 
 log = logging.getLogger("coclr")
 
@@ -75,24 +76,29 @@ def made_from_the_same(folder: Path, dataset: str, made_from: dict[str, Any]) ->
     return not differing
 
 
-def find_folder(test: str, dirname: str, dataset: str, checkpoint: Path | None = None) -> Path:
+def add_feature_options(parser: Parser) -> None:
+    """Where saved features lie, see ``find_folder``."""
+    parser.add_argument("--test", required=True, metavar="DIR|CKPT",
+                        help="feature folder, or the checkpoint beside which it lies")
+    parser.add_argument("--dirname", default="feature", help="name of the feature folder beside a checkpoint")
+    parser.add_argument("--dataset", default="ucf101", help="dataset of the features, NAME[-f]")
+
+
+def find_folder(test: str, dirname: str, dataset: str) -> Path:
     """The feature folder that ``test`` means: itself, DIRNAME in it, or DIRNAME beside the checkpoint ``test``.
 
     Raises UserError when there are no features of ``dataset``, or they were made from another checkpoint.
     """
     path = Path(test)
     folders = [path.parent / dirname] if path.is_file() else [path, path / dirname]
-    for folder in folders:
-        if (folder / f"{dataset}_test_feature.pth.tar").is_file():
-            break
-    else:
+    folder = next((folder for folder in folders if (folder / f"{dataset}_test_feature.pth.tar").is_file()), None)
+    if folder is None:
         raise UserError(f"no features of {dataset} in {folders[0]}; make them by "
                         f"'python main_classifier.py --dataset {dataset} --test CKPT --retrieval'")
-    if path.is_file():
-        saved = read_provenance(folder, dataset)
-        if saved.get("sha256") != digest(path):
-            raise UserError(f"the features in {folder} are of another checkpoint ({saved.get('checkpoint', 'unknown')})"
-                            f", not of {path}; make them anew by main_classifier.py --test {path} --retrieval")
+    saved = read_provenance(folder, dataset)
+    if path.is_file() and saved.get("sha256") != digest(path):
+        raise UserError(f"the features in {folder} are of another checkpoint ({saved.get('checkpoint', 'unknown')}), "
+                        f"not of {path}; make them anew by main_classifier.py --test {path} --retrieval")
     return folder
 
 

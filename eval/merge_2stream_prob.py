@@ -55,12 +55,13 @@ def read_probabilities(path: str, dataset: str) -> Probabilities:
 
 def common_names(first: list[str], second: list[str], paths: tuple[str, str]) -> list[str]:
     """The names that both have, in the order of the first; says how many either lacks. UserError without any."""
-    common = [name for name in first if name in set(second)]
+    there = set(second)
+    common = [name for name in first if name in there]
     if not common:
         raise UserError(f"{paths[0]} and {paths[1]} have no video in common ({first[0]} there, {second[0]} here); "
                         "are they of one dataset and split?")
-    log.info("%d videos in both; %s lacks %d, %s lacks %d", len(common), paths[0], len(set(second) - set(first)),
-             paths[1], len(set(first) - set(second)))
+    log.info("%d videos in both; %s lacks %d, %s lacks %d", len(common), paths[0], len(there - set(first)),
+             paths[1], len(set(first) - there))
     return common
 
 
@@ -87,15 +88,14 @@ def merge_classification(paths: tuple[str, str], dataset: str) -> tuple[dict[str
     labels = labels_of(names, first, p1.shape[1], paths[0])
     if not torch.equal(labels, labels_of(names, second, p1.shape[1], paths[1])):
         raise UserError(f"{paths[0]} and {paths[1]} give the same videos different labels; make them anew")
-    numbers = {}
-    for prefix, probabilities in (("", (p1 + p2) / 2), ("first_", p1), ("second_", p2)):
-        numbers |= {f"{prefix}{name}": value for name, value in accuracies(probabilities, labels).items()}
-    return numbers, len(names)
+    merged = {"": (p1 + p2) / 2, "first_": p1, "second_": p2}
+    return {f"{prefix}{name}": value for prefix, probabilities in merged.items()
+            for name, value in accuracies(probabilities, labels).items()}, len(names)
 
 
 def restrict(features: Features, names: list[str]) -> Features:
     row = {name: i for i, name in enumerate(features.names)}
-    rows = torch.tensor([row[name] for name in names])
+    rows = [row[name] for name in names]
     return Features(features.features[rows], features.labels[rows], names)
 
 

@@ -42,6 +42,11 @@ def recall_at(neighbours: Tensor, query_labels: Tensor, gallery_labels: Tensor,
     return {f"R@{k}": 100 * hits[:, min(k, hits.shape[1]) - 1].double().mean().item() for k in ks}
 
 
+def recalls(neighbours: Tensor, test: Features, train: Features) -> list[float]:
+    """R@1, R@2, ... in percent, as far as there are ``neighbours``."""
+    return list(recall_at(neighbours, test.labels, train.labels, range(1, neighbours.shape[1] + 1)).values())
+
+
 def retrieve(train: Sequence[Features], test: Sequence[Features]) -> tuple[dict[str, float], Tensor]:
     """R@k for k in ``KS``, and the neighbours int64 [Q, 50], from the features of one or more streams."""
     neighbours = nearest([f.features for f in test], [f.features for f in train], max(KS))

@@ -129,9 +129,8 @@ def recall_curve(curves: Mapping[str, Sequence[float]]) -> bytes:
 
 def confusion_matrix(truth: Sequence[int], predicted: Sequence[int], classes: int) -> np.ndarray:
     """Counts [classes, classes]: rows are true classes, columns predicted ones."""
-    counts = np.zeros((classes, classes), np.int64)
-    np.add.at(counts, (np.asarray(truth, np.int64), np.asarray(predicted, np.int64)), 1)
-    return counts
+    cells = np.asarray(truth) * classes + np.asarray(predicted)
+    return np.bincount(cells, minlength=classes ** 2).reshape(classes, classes)
 
 
 def confusion_picture(counts: np.ndarray, classes: Sequence[str]) -> bytes:
@@ -151,21 +150,17 @@ def confusion_picture(counts: np.ndarray, classes: Sequence[str]) -> bytes:
 
 
 def stage_chart(panels: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]], ylabel: str) -> bytes:
-    """PNG of bars: panels[title][series][stage] are the values (of several seeds) whose mean is a bar.
+    """PNG of bars: panels[title][stage][stream] are the values (of several seeds) whose mean is a bar.
 
-    Whiskers are standard deviations, dots single values; one panel above the other.
+    Whiskers are standard deviations, dots single values; one panel below the other.
     """
-    most = max(len({stage for by_stage in series.values() for stage in by_stage}) for series in panels.values())
-    figure = new_figure(max(1.5 * most + 1.5, 5), 3.6 * len(panels))
-    for ax, (title, series) in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels.items(), strict=True):
-        stages = list(dict.fromkeys(stage for by_stage in series.values() for stage in by_stage))
-        for stage_number, stage in enumerate(stages):
-            there = [name for name in series if stage in series[name]]
-            for number, name in enumerate(there):
-                values = series[name][stage]
-                x = stage_number + 0.26 * (number - (len(there) - 1) / 2)
-                mean = statistics.fmean(values)
-                ax.bar(x, mean, 0.24, color=f"C{list(series).index(name)}", label=name)
+    figure = new_figure(max(1.5 * max(map(len, panels.values())) + 1.5, 5), 3.6 * len(panels))
+    for ax, (title, stages) in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels.items(), strict=True):
+        streams = list(dict.fromkeys(stream for bars in stages.values() for stream in bars))
+        for number, bars in enumerate(stages.values()):
+            for offset, (stream, values) in enumerate(bars.items()):
+                x, mean = number + 0.26 * (offset - (len(bars) - 1) / 2), statistics.fmean(values)
+                ax.bar(x, mean, 0.24, color=f"C{streams.index(stream)}", label=stream)
                 if len(values) > 1:
                     ax.errorbar(x, mean, statistics.stdev(values), color="black", capsize=4)
                     ax.scatter([x] * len(values), values, s=9, color="black", alpha=0.5, zorder=3)
@@ -175,6 +170,6 @@ def stage_chart(panels: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]
         ax.set(title=title, ylabel=ylabel)
         ax.margins(y=0.12)
         ax.spines[["top", "right"]].set_visible(False)
-        legend = dict(zip(*ax.get_legend_handles_labels()[::-1], strict=True))
+        legend = dict(zip(*ax.get_legend_handles_labels()[::-1], strict=True))  # each stream once
         ax.legend(legend.values(), legend, loc="upper left")
     return png(figure)

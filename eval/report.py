@@ -123,13 +123,14 @@ def table(records: list[dict[str, Any]], mean: bool) -> Table:
 
 
 def chart(found: Table) -> bytes:
-    """R@1 by stage and stream (see ``stage_chart``), a panel per tested and pretrained-on dataset."""
+    """R@1 by stage and stream (see ``stage_chart``), a panel per tested dataset."""
     panels: dict[str, dict[str, dict[str, list[float]]]] = {}
     for (what, method, pretrained_on, stream, tested_on, *_), cells in found.items():
         if what == "retrieval":
-            series = panels.setdefault(f"retrieval on {tested_on}", {name: {} for name in ORDER["stream"]})
-            stage = method if pretrained_on in (tested_on, "nothing") else f"{method}\n({pretrained_on})"
-            series.setdefault(stream, {}).setdefault(stage.replace(", ", "\n"), []).extend(cells["R@1"].values)
+            stage = method.replace(", ", "\n") + (
+                "" if pretrained_on in (tested_on, "nothing") else f"\n({pretrained_on})")
+            bars = panels.setdefault(f"retrieval on {tested_on}", {}).setdefault(stage, {})
+            bars.setdefault(stream, []).extend(cells["R@1"].values)
     if not panels:
         raise UserError("--chart shows R@1, but the records hold no retrieval; run main_classifier.py --retrieval")
     return stage_chart(panels, "R@1 (%)")

@@ -8,8 +8,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dataset.registry import open_videos
-from eval.features import Features, find_folder, load_features
-from eval.metrics import as_text, recall_at, retrieve
+from eval.features import PARTS, Features, add_feature_options, find_folder, load_features
+from eval.metrics import as_text, recalls, retrieve
 from eval.pictures import gallery, recall_curve
 from eval.records import write_file
 from utils.errors import UserError, one_line_errors
@@ -20,10 +20,7 @@ log = logging.getLogger("coclr")
 
 def make_parser() -> Parser:
     parser = Parser(__doc__)
-    parser.add_argument("--test", required=True, metavar="DIR|CKPT",
-                        help="feature folder, or the checkpoint beside which it lies")
-    parser.add_argument("--dirname", default="feature", help="name of the feature folder beside a checkpoint")
-    parser.add_argument("--dataset", default="ucf101", help="dataset of the features, NAME[-f]")
+    add_feature_options(parser)
     parser.add_argument("--gallery", metavar="FILE", help="write queries and their nearest training clips as .html "
                         "(moving, self-contained) or .png")
     parser.add_argument("--curve", metavar="FILE.png", help="draw R@k over k")
@@ -57,12 +54,11 @@ def main(argv: list[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
     start_logging(is_main=True)
     folder = find_folder(args.test, args.dirname, args.dataset)
-    train, test = (load_features(folder, args.dataset, part) for part in ("train", "test"))
+    train, test = (load_features(folder, args.dataset, part) for part in PARTS)
     numbers, neighbours = retrieve([train], [test])
     log.info("%s, %d queries in %d training videos: %s", folder, len(test.labels), len(train.labels), as_text(numbers))
     if args.curve:
-        curve = recall_at(neighbours, test.labels, train.labels, range(1, neighbours.shape[1] + 1))
-        log.info("wrote %s", write_file(args.curve, recall_curve({args.dataset: list(curve.values())})))
+        log.info("wrote %s", write_file(args.curve, recall_curve({args.dataset: recalls(neighbours, test, train)})))
     if args.gallery:
         where = stores_by_name(args, {"train": train, "test": test})
         rows = torch.linspace(0, len(test.labels) - 1, min(args.queries, len(test.labels))).long()

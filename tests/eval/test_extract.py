@@ -1,4 +1,6 @@
 """Averages over windows, crops and mirror images against a slow transcription; batches change nothing."""
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from dataset.clips import test_windows as windows_of
 from dataset.crop import crop_resize, decode
 from dataset.registry import open_videos
 from dataset.window_dataset import WindowDataset
-from eval.extract import CROPS, average_over_windows, folded, views_of
+from eval.extract import CROPS, average_over_windows, folded, in_threads, views_of
 from utils.launch import World
 
 CPU = World(0, 1, torch.device("cpu"))
@@ -86,6 +88,18 @@ def test_batch_size_changes_nothing(root, batch_size, monkeypatch):
     assert sum(sizes) == total  # every window once
     assert max(sizes) <= batch_size
     assert len(set(sorted(sizes)[1:])) <= 1  # all full but the last, whichever thread had it
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_threads_work_at_once_and_results_keep_their_order(threads):
+    together, before = threading.Barrier(threads, timeout=60), torch.get_num_threads()
+
+    def square(value):
+        together.wait()  # passes only when as many are here
+        return value * value
+
+    assert list(in_threads(square, range(12), threads)) == [(value, value * value) for value in range(12)]
+    assert torch.get_num_threads() == before
 
 
 def test_video_with_an_unreadable_part_is_left_out(root, tmp_path, monkeypatch, caplog):

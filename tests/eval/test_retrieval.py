@@ -105,14 +105,13 @@ def test_recall_curve_draws_each_curve():
 
 
 def test_stage_chart_draws_bars_as_high_as_the_means():
-    series = {"rgb": {"InfoNCE": [19.0, 20.0, 21.0], "CoCLR": [60.0]}, "flow": {"CoCLR": [40.0]}, "rgb+flow": {}}
-    image = image_of(stage_chart({"retrieval on tiny": series}, "R@1 (%)"))
+    stages = {"InfoNCE": {"rgb": [19.0, 20.0, 21.0]}, "CoCLR": {"rgb": [60.0], "flow": [40.0]}}
+    image = image_of(stage_chart({"retrieval on tiny": stages}, "R@1 (%)"))
     column = {colour: (np.abs(image.astype(int) - colour).sum(axis=2) < 30).sum(axis=0) for colour in (BLUE, ORANGE)}
     heights = sorted({int(n) for counts in column.values() for n in counts if (counts == n).sum() > 20 and n > 20})
     assert len(heights) == 3
     assert heights[1] / heights[0] == pytest.approx(2, abs=0.1)
     assert heights[2] / heights[0] == pytest.approx(3, abs=0.1)
-    assert pixels_of(image, GREEN) == 0  # what has no value has no bar
 
 
 def test_gallery_is_one_file_that_frames_right_and_wrong(tmp_path):
