@@ -2,6 +2,8 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from backbone.layers import Conv3d, MaxPool3d
+
 
 class Bottleneck(nn.Module):
     """1x1x1 or (3,1,1) conv, (1,3,3) conv with the stride, 1x1x1 conv to 4x width; plus the residual."""
@@ -11,17 +13,17 @@ class Bottleneck(nn.Module):
     def __init__(self, in_channels: int, width: int, stride: int, temporal: int, last: bool):
         super().__init__()
         out_channels = width * self.expansion
-        self.conv1 = nn.Conv3d(in_channels, width, (temporal, 1, 1), padding=(temporal // 2, 0, 0), bias=False)
+        self.conv1 = Conv3d(in_channels, width, (temporal, 1, 1), padding=(temporal // 2, 0, 0), bias=False)
         self.bn1 = nn.BatchNorm3d(width)
-        self.conv2 = nn.Conv3d(width, width, (1, 3, 3), (1, stride, stride), (0, 1, 1), bias=False)
+        self.conv2 = Conv3d(width, width, (1, 3, 3), (1, stride, stride), (0, 1, 1), bias=False)
         self.bn2 = nn.BatchNorm3d(width)
-        self.conv3 = nn.Conv3d(width, out_channels, 1, bias=False)
+        self.conv3 = Conv3d(width, out_channels, 1, bias=False)
         self.bn3 = nn.BatchNorm3d(out_channels)
         self.last = last
         self.downsample = None
         if stride != 1 or in_channels != out_channels:
             self.downsample = nn.Sequential(
-                nn.Conv3d(in_channels, out_channels, 1, (1, stride, stride), bias=False),
+                Conv3d(in_channels, out_channels, 1, (1, stride, stride), bias=False),
                 nn.BatchNorm3d(out_channels),
             )
 
@@ -40,9 +42,9 @@ class ResNet2d3d50(nn.Module):
 
     def __init__(self, first_channel: int = 3):
         super().__init__()
-        self.conv1 = nn.Conv3d(first_channel, 64, (5, 7, 7), (2, 2, 2), (2, 3, 3), bias=False)
+        self.conv1 = Conv3d(first_channel, 64, (5, 7, 7), (2, 2, 2), (2, 3, 3), bias=False)
         self.bn1 = nn.BatchNorm3d(64)
-        self.maxpool = nn.MaxPool3d((1, 3, 3), (1, 2, 2), (0, 1, 1))
+        self.maxpool = MaxPool3d((1, 3, 3), (1, 2, 2), (0, 1, 1))
         self.layer1 = self._stage(64, 64, blocks=3, stride=1, temporal=1)
         self.layer2 = self._stage(256, 128, blocks=4, stride=2, temporal=1)
         self.layer3 = self._stage(512, 256, blocks=6, stride=2, temporal=3)

@@ -2,6 +2,8 @@
 import torch
 from torch import Tensor, nn
 
+from backbone.layers import Conv3d, MaxPool3d
+
 # name: [b0, b1 reduce, b1, b2 reduce, b2, b3]
 INCEPTION_WIDTHS = {
     "Mixed_3b": (64, 96, 128, 16, 32, 32),
@@ -21,7 +23,7 @@ class BasicConv3d(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
-        self.conv = nn.Conv3d(in_channels, out_channels, kernel_size=1, bias=False)
+        self.conv = Conv3d(in_channels, out_channels, kernel_size=1, bias=False)
         self.bn = nn.BatchNorm3d(out_channels)
         self.relu = nn.ReLU(inplace=True)
 
@@ -35,8 +37,8 @@ class STConv3d(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, padding: int = 0):
         super().__init__()
         k, s, p = kernel_size, stride, padding
-        self.conv1 = nn.Conv3d(in_channels, out_channels, (1, k, k), (1, s, s), (0, p, p), bias=False)
-        self.conv2 = nn.Conv3d(out_channels, out_channels, (k, 1, 1), (s, 1, 1), (p, 0, 0), bias=False)
+        self.conv1 = Conv3d(in_channels, out_channels, (1, k, k), (1, s, s), (0, p, p), bias=False)
+        self.conv2 = Conv3d(out_channels, out_channels, (k, 1, 1), (s, 1, 1), (p, 0, 0), bias=False)
         self.bn1 = nn.BatchNorm3d(out_channels)
         self.bn2 = nn.BatchNorm3d(out_channels)
         self.relu = nn.ReLU(inplace=True)
@@ -67,7 +69,7 @@ class SepInception(nn.Module):
         self.branch0 = nn.Sequential(BasicConv3d(in_channels, b0))
         self.branch1 = nn.Sequential(BasicConv3d(in_channels, b1_reduce), STConv3d(b1_reduce, b1, 3, padding=1))
         self.branch2 = nn.Sequential(BasicConv3d(in_channels, b2_reduce), STConv3d(b2_reduce, b2, 3, padding=1))
-        self.branch3 = nn.Sequential(nn.MaxPool3d(3, stride=1, padding=1), BasicConv3d(in_channels, b3))
+        self.branch3 = nn.Sequential(MaxPool3d(3, stride=1, padding=1), BasicConv3d(in_channels, b3))
         self.gating = gating
         if gating:
             self.gating_b0 = SelfGating(b0)
@@ -97,18 +99,18 @@ class S3D(nn.Module):
         self.Conv_1a = STConv3d(first_channel, 64, kernel_size=7, stride=2, padding=3)
         self.block1 = nn.Sequential(self.Conv_1a)
 
-        self.MaxPool_2a = nn.MaxPool3d((1, 3, 3), (1, 2, 2), (0, 1, 1))
+        self.MaxPool_2a = MaxPool3d((1, 3, 3), (1, 2, 2), (0, 1, 1))
         self.Conv_2b = BasicConv3d(64, 64)
         self.Conv_2c = STConv3d(64, 192, kernel_size=3, padding=1)
         self.block2 = nn.Sequential(self.MaxPool_2a, self.Conv_2b, self.Conv_2c)
 
-        self.MaxPool_3a = nn.MaxPool3d((1, 3, 3), (1, 2, 2), (0, 1, 1))
+        self.MaxPool_3a = MaxPool3d((1, 3, 3), (1, 2, 2), (0, 1, 1))
         self.block3 = self._stage("3", "bc", 192, gating, self.MaxPool_3a)
 
-        self.MaxPool_4a = nn.MaxPool3d(3, 2, 1)
+        self.MaxPool_4a = MaxPool3d(3, 2, 1)
         self.block4 = self._stage("4", "bcdef", 480, gating, self.MaxPool_4a)
 
-        self.MaxPool_5a = nn.MaxPool3d(2, 2)
+        self.MaxPool_5a = MaxPool3d(2, 2)
         self.block5 = self._stage("5", "bc", 832, gating, self.MaxPool_5a)
 
         for module in self.modules():

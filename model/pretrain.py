@@ -17,13 +17,14 @@ def world_size() -> int:
 
 @torch.no_grad()
 def all_gather(tensor: Tensor) -> Tensor:
-    """Concatenate the tensors [B, ...] of all ranks along dim 0, in rank order; no gradient."""
+    """Concatenate the tensors [B, ...] of all ranks along dim 0, in rank order, as they lie in memory; no gradient."""
     if world_size() == 1:
         return tensor
-    tensor = tensor.contiguous()
-    gathered = tensor.new_empty((world_size() * tensor.shape[0], *tensor.shape[1:]))
-    dist.all_gather_into_tensor(gathered, tensor)
-    return gathered
+    order = [0, *sorted(range(1, tensor.dim()), key=tensor.stride, reverse=True)]  # outermost first
+    packed = tensor.permute(order).contiguous()
+    gathered = packed.new_empty((world_size() * packed.shape[0], *packed.shape[1:]))
+    dist.all_gather_into_tensor(gathered, packed)
+    return gathered.permute([order.index(dim) for dim in range(tensor.dim())])
 
 
 def this_rank_rows(batch: int, device: torch.device) -> Tensor:
@@ -78,6 +79,8 @@ class InfoNCE(nn.Module):
         The batch is shuffled over all ranks (over the BatchNorm groups of one process, see ``--bn_splits``), so that
         a key's normalisation statistics do not give away its query.
         """
+        if torch.is_autocast_enabled(clips.device.type):  # the first layer would do it; half as much to gather
+            clips = clips.to(torch.get_autocast_dtype(clips.device.type))
         everyone = all_gather(clips)  # [world * B, 3, T, H, W]
         permutation = torch.randperm(everyone.shape[0], device=clips.device)
         if world_size() > 1:
@@ -190,7 +193,7 @@ class CoCLR(InfoNCE):
         if not self.queue_is_full:
             self.queue_is_full = bool((self.queue_label != -1).all())
         logits, key = self._contrast(block1[:, own], block2[:, own])
-        with torch.no_grad():
+        with torch.inference_mode():
             second = embed(self.sampler, block2[:, other])
         positives = self._positives(k_vsource, second)
         if logits.requires_grad:

@@ -48,23 +48,20 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 class StopRequest:
     """Remembers a signal that asks the run to stop (Ctrl-C, SIGTERM, SLURM's SIGUSR1) until a step is finished."""
 
-    def __init__(self):
-        self.signal = 0
+    def __init__(self, device: torch.device):
+        self.signal, self.device = 0, device
         self._previous = {number: signal.signal(number, self._remember) for number in STOP_SIGNALS}
-        self._group = None
-        if dist.is_initialized() and dist.get_backend() != "gloo":
-            self._group = dist.new_group(backend="gloo")  # asks on the CPU, without waiting for the GPU
 
     def _remember(self, number: int, frame: Any) -> None:
         self.signal = number
 
     def agreed(self) -> int:
         """The signal that any rank got, 0 for none; all ranks ask together and get the same answer."""
-        if dist.is_initialized():
-            answer = torch.tensor([self.signal])
-            dist.all_reduce(answer, op=dist.ReduceOp.MAX, group=self._group)
-            return int(answer)
-        return self.signal
+        if not dist.is_initialized():
+            return self.signal
+        answer = torch.tensor([self.signal], device=self.device)
+        dist.all_reduce(answer, op=dist.ReduceOp.MAX)
+        return int(answer)
 
     def restore(self) -> None:
         """Give the signals back."""
@@ -197,7 +194,7 @@ class Trainer:
         """Train up to --epochs. Exits with status 128 + signal after saving when a signal asked to stop."""
         args, world = self.args, self.world
         scalars = Scalars(self.folder, self.iteration) if world.is_main else None
-        stop = StopRequest()
+        stop = StopRequest(world.device)
         try:
             for epoch in range(self.epoch, args.epochs):
                 if number := self._train_epoch(epoch, scalars, stop):
@@ -243,8 +240,10 @@ class Trainer:
             self.meters.add(self._update(batch))
             names.append(batch["index"])
             self.iteration += 1
-            number_of_signal = stop.agreed()
-            if len(self.meters) >= args.print_freq or number == last or number_of_signal:
+            read = len(self.meters) >= args.print_freq or number == last
+            # several ranks agree where they wait for each other anyway
+            number_of_signal = stop.agreed() if read or self.world.size == 1 else 0
+            if read or number_of_signal:
                 steps = self.meters.flush()
                 seconds = time.perf_counter() - window_start
                 self._refuse_non_finite(steps, names, lr)

@@ -1,13 +1,10 @@
 """Mixed precision: autocast by name, and refusal of what the device computes wrongly."""
 import copy
-import logging
 
 import torch
 from torch import nn
 
 from utils.errors import UserError
-
-log = logging.getLogger("coclr")
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -20,16 +17,15 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
 
 def refuse_unsound_precision(precision: str, device: torch.device, encoder: nn.Module,
                              clip_shape: tuple[int, ...], channels_last: bool) -> None:
-    """On a CPU, try bf16 with one backward pass of a copy of ``encoder`` on noise [B, 3, T, H, W].
+    """On a CPU, refuse fp16, and bf16 if one backward pass of a copy of ``encoder`` on noise [B, 3, T, H, W] fails.
 
-    On some CPUs torch gives non-finite bf16 weight gradients, in one of the memory layouts or for small feature maps;
-    then a UserError.
+    Nothing is compared with fp16 there; bf16 weight gradients are not finite on some CPUs, in one of the memory layouts
+    or for small feature maps.
     """
     if precision == "fp32" or device.type != "cpu":
         return
     if precision == "fp16":
-        log.warning("--precision fp16 is very slow on a CPU; fp32 is the choice there")
-        return
+        raise UserError("--precision fp16 is for GPUs; on a CPU use fp32 or bf16")
     layout = torch.channels_last_3d if channels_last else torch.contiguous_format
     trial = copy.deepcopy(encoder).train().to(memory_format=layout)
     noise = torch.randn(clip_shape, generator=torch.Generator().manual_seed(0)).to(memory_format=layout)

@@ -9,6 +9,7 @@ from utils import launch
 from utils.errors import UserError
 from utils.metrics import Meters, top_k_hits
 from utils.options import pretraining_parser
+from utils.precision import refuse_unsound_precision
 from utils.schedule import learning_rate
 
 
@@ -88,3 +89,25 @@ def test_world_size_without_rank_is_an_error(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(UserError, match="--rank"):
         launch._place(argparse.Namespace(world_size=2, rank=-1, local_rank=None))
+
+
+@pytest.mark.parametrize(("environment", "workers", "threads"), [
+    ({}, 0, 6), ({}, 2, 4), ({}, 16, 1), ({"LOCAL_WORLD_SIZE": "2"}, 1, 2), ({"OMP_NUM_THREADS": "6"}, 4, 5)])
+def test_threads_leave_the_loader_its_cores(monkeypatch, environment, workers, threads):
+    for name in ("LOCAL_WORLD_SIZE", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(launch.os, "sched_getaffinity", lambda _: set(range(6)))
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(5)  # as $OMP_NUM_THREADS, read when torch starts, has left it
+        launch.set_up_cpu(workers)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_fp16_on_a_cpu_is_refused_by_name():
+    with pytest.raises(UserError, match="--precision fp16"):
+        refuse_unsound_precision("fp16", torch.device("cpu"), torch.nn.Identity(), (1, 3, 8, 32, 32), False)
