@@ -43,25 +43,22 @@ class Part:
         self.synced = time.monotonic()
 
     def add(self, video: Video) -> dict:
-        """Prepare one video and return its journal entry; raises UserError where OUT cannot be written."""
+        """Prepare one video and return its journal entry; raises OSError where OUT cannot be written."""
         start, flow_clock = time.perf_counter(), [0.0]
         offsets = {stream: file.tell() for stream, file in self.files.items()}
         entry: dict = {"video": video.name}
         try:
-            for file in self.files.values():
-                file.write(bytes(HEADER_BYTES))
-            try:
-                counts = self._write_frames(video, offsets, flow_clock)
-                entry["records"] = {s: self._head(s, offsets[s], counts[s]) for s in self.files}
-            except BrokenVideo as error:
-                entry["left_out"] = error.reason
-                for stream, file in self.files.items():
-                    file.seek(offsets[stream])
-                    file.truncate()
-        except OSError as error:
+            counts = self._write_frames(video, offsets, flow_clock)
+            entry["records"] = {stream: self._head(stream, offsets[stream], counts[stream]) for stream in self.files}
+        except BrokenVideo as error:
+            entry["left_out"] = error.reason
+            for stream, file in self.files.items():
+                file.seek(offsets[stream])
+                file.truncate()
+        except OSError:
             for stream, file in self.files.items():
                 os.ftruncate(file.fileno(), offsets[stream])  # not by the file object, which would write first
-            raise cannot_write(self.path.parent, error) from error
+            raise
         return self.note(entry | {"seconds": time.perf_counter() - start, "flow_seconds": flow_clock[0]})
 
     def _head(self, stream: str, offset: int, count: int) -> list[int]:
@@ -75,22 +72,21 @@ class Part:
 
     def note(self, entry: dict) -> dict:
         """Commit: from here on no kill of this process can lose the video, and after SYNC_SECONDS no power cut."""
-        try:
-            for file in self.files.values():
-                file.flush()
-            if time.monotonic() - self.synced > SYNC_SECONDS:
-                for file in (*self.files.values(), self.journal):
-                    os.fsync(file.fileno())
-                self.synced = time.monotonic()
-            self.journal.write(json.dumps(entry) + "\n")
-            self.journal.flush()
-        except OSError as error:
-            raise cannot_write(self.path.parent, error) from error
+        for file in self.files.values():
+            file.flush()
+        if time.monotonic() - self.synced > SYNC_SECONDS:
+            for file in (*self.files.values(), self.journal):
+                os.fsync(file.fileno())
+            self.synced = time.monotonic()
+        self.journal.write(json.dumps(entry) + "\n")
+        self.journal.flush()
         return entry | {"part": str(self.path)}
 
     def _write_frames(self, video: Video, offsets: dict[str, int], flow_clock: list[float]) -> Counter:
         counts: Counter = Counter()
         parent = multiprocessing.parent_process()
+        for file in self.files.values():
+            file.write(bytes(HEADER_BYTES))
         for stream, jpeg in make_frames(video, self.options, flow_clock):
             if parent and os.getppid() != parent.pid:
                 raise SystemExit  # the main process was killed, so nobody waits for this
@@ -108,23 +104,13 @@ def work(connection: Connection, folder: Path, options: Options) -> None:
     """Worker process: prepares the videos that come in, answers with their journal entries."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(1)
-    try:
-        part = Part(folder, options)
-    except OSError as error:
-        with contextlib.suppress(BrokenPipeError):
-            connection.send(cannot_write(folder, error))
-        return
-    while True:
+    with contextlib.suppress(EOFError, ConnectionError):  # the main process has closed its end, or was killed
         try:
-            video = connection.recv()
-        except EOFError:
-            return
-        try:
-            answer: dict | UserError = part.add(video)
-        except UserError as error:
-            answer = error
-        with contextlib.suppress(BrokenPipeError):  # the main process was killed: the next recv ends this one
-            connection.send(answer)
+            part = Part(folder, options)
+            while True:
+                connection.send(part.add(connection.recv()))
+        except (OSError, UserError) as error:
+            connection.send(error)
 
 
 def prepare_videos(videos: list[Video], folder: Path, options: Options, jobs: int) -> Iterator[dict]:
@@ -159,7 +145,7 @@ def prepare_videos(videos: list[Video], folder: Path, options: Options, jobs: in
                 process, given = workers[connection]
                 try:
                     entry = connection.recv()
-                    if isinstance(entry, UserError):
+                    if isinstance(entry, Exception):
                         raise entry
                     given.popleft()
                 except (EOFError, ConnectionError):
@@ -216,9 +202,3 @@ def read_part(path: str, start: int, length: int, count: int) -> tuple[memoryvie
         except ValueError as error:
             raise UserError(f"{path} is shorter than its journal says; remove it and its .jsonl") from error
     return memoryview(mapped)[page:], count
-
-
-def cannot_write(folder: Path, error: OSError) -> UserError:
-    """What to tell when OUT is full or not writable."""
-    return UserError(f"cannot write to {folder}: {error.strerror or error}; what was finished is kept; make room or "
-                     "mend the folder, and start the same command again")

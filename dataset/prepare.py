@@ -22,7 +22,7 @@ from tqdm import tqdm
 from dataset.flow import METHODS
 from dataset.footage import Video, absent_videos, class_list, copy_lists, find_lists, find_videos
 from dataset.frames import Options
-from dataset.parts import cannot_write, prepare_videos, read_journals, read_part
+from dataset.parts import prepare_videos, read_journals, read_part
 from dataset.splits import ucf101_split
 from dataset.store import shuffled, writing
 from utils.errors import UserError, one_line_errors
@@ -39,25 +39,21 @@ PATIENCE_SECONDS = 1800.0
 def claim(out: Path, options: Options) -> Path:
     """OUT/unfinished, made if need be; raises UserError if it or the databases there were made in another way."""
     folder = out / "unfinished"
-    known, wanted = folder / "options.json", json.loads(json.dumps(asdict(options)))
-    databases = [out / f"{stream}.lmdb" for stream in options.streams]
-    if not folder.exists() and any(path.exists() for path in databases):
+    if not folder.exists() and any((out / f"{stream}.lmdb").exists() for stream in options.streams):
         raise UserError(f"{out} holds databases that were not made by this command; choose another --out")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not known.exists():
-            mine = folder / f"{uuid.uuid4().hex}.tmp"
-            mine.write_text(json.dumps(wanted), encoding="utf-8")
-            os.replace(mine, known)
-    except OSError as error:
-        raise cannot_write(out, error) from error
-    _compare_options(json.loads(known.read_text(encoding="utf-8")), wanted, out)
+    folder.mkdir(parents=True, exist_ok=True)
+    known = folder / "options.json"
+    if not known.exists():
+        mine = folder / f"{uuid.uuid4().hex}.tmp"
+        mine.write_text(json.dumps(asdict(options)), encoding="utf-8")
+        os.replace(mine, known)
+    _compare_options(json.loads(known.read_text(encoding="utf-8")), options, out)
     return folder
 
 
-def _compare_options(found: dict, wanted: dict, out: Path) -> None:
-    differing = [f"--{key} {found.get(key)} there, {value} here" for key, value in wanted.items()
-                 if found.get(key) != value]
+def _compare_options(found: dict, options: Options, out: Path) -> None:
+    differing = [f"--{key} {found.get(key)} there, {value} here"
+                 for key, value in json.loads(json.dumps(asdict(options))).items() if found.get(key) != value]
     if differing:
         raise UserError(f"{out} was begun with other options ({'; '.join(differing)}); "
                         "give the same ones, choose another --out, or remove the folder")
@@ -69,7 +65,7 @@ def prepare_folder(source: Path, out: Path, options: Options, args: argparse.Nam
     began = time.time()
     if (out / "prepared.json").exists():
         report = json.loads((out / "prepared.json").read_text(encoding="utf-8"))
-        _compare_options(report["options"], json.loads(json.dumps(asdict(options))), out)
+        _compare_options(report["options"], options, out)
         if rank == 0:
             _discard_parts(out)  # of a run killed between its last two steps
         log.info("%s is finished: %d videos, %d left out", out, report["videos"], report["left_out"])
@@ -102,17 +98,13 @@ def prepare_folder(source: Path, out: Path, options: Options, args: argparse.Nam
         for _ in wait_for(by_name, done, folder, patience):
             next(merged, None)
         left_out |= {name: entry["left_out"] for name, entry in done.items() if "left_out" in entry}
-        try:
-            copy_lists(lists, out)
-            part = {"train": ("train",), "val": ("test",)}.get(out.name if args.name == "k400" else "",
-                                                               ("train", "test"))
-            absent = absent_videos(out, set(by_name), part)
-            if absent:
-                log.warning("the split lists name %d videos that are not there, e.g. %s", len(absent), min(absent))
-            left_out |= absent
-            classes = class_list(out, [v.name for folder, _ in sources(args) for v in find_videos(folder)[0]])
-        except OSError as error:
-            raise cannot_write(out, error) from error
+        copy_lists(lists, out)
+        part = {"train": ("train",), "val": ("test",)}.get(out.name if args.name == "k400" else "", ("train", "test"))
+        absent = absent_videos(out, set(by_name), part)
+        if absent:
+            log.warning("the split lists name %d videos that are not there, e.g. %s", len(absent), min(absent))
+        left_out |= absent
+        classes = class_list(out, [v.name for folder, _ in sources(args) for v in find_videos(folder)[0]])
         _write_text(args.out / "classes.txt", "\n".join(classes) + "\n")
         _write_text(out / "left_out.txt", "".join(f"{name}: {why}\n" for name, why in sorted(left_out.items())))
         if not any("records" in entry for entry in done.values()):
@@ -160,7 +152,7 @@ def wait_for(videos: dict[str, Video], done: dict[str, dict], folder: Path, pati
     Raises UserError if videos are missing and nothing was written for ``patience`` seconds.
     """
     written, since = -1, time.monotonic()
-    with tqdm(total=len(videos), unit="video", desc="all processes", leave=False) as bar:
+    with tqdm(total=len(videos), unit="video", desc="all processes", leave=False, initial=len(done)) as bar:
         while len(done) < len(videos):
             done |= {name: entry for name, entry in read_journals(folder).items() if name in videos}
             bar.update(len(done) - bar.n)
@@ -210,11 +202,8 @@ def _report(out: Path, entries: dict[str, dict], left_out: dict[str, str], optio
 
 def _write_text(path: Path, text: str) -> None:
     unfinished = path.with_name(path.name + ".tmp")
-    try:
-        unfinished.write_text(text, encoding="utf-8")
-        os.replace(unfinished, path)
-    except OSError as error:
-        raise cannot_write(path.parent, error) from error
+    unfinished.write_text(text, encoding="utf-8")
+    os.replace(unfinished, path)
 
 
 def place() -> tuple[int, int]:
@@ -277,7 +266,9 @@ def main(argv: list[str] | None = None) -> None:
         for source, out in sources(args):
             prepare_folder(source, out, options, args, lists, rank, size)
     except OSError as error:
-        raise UserError(f"{error.strerror}: {error.filename}") from error
+        what = error.filename or f"cannot write to {args.out}"
+        raise UserError(f"{what}: {error.strerror}; what was finished is kept: make room or mend that, and start the "
+                        "same command again") from error
     except KeyboardInterrupt:
         raise UserError(f"stopped; what was finished is kept in {args.out}: the same command goes on there") from None
 

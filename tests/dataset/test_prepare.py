@@ -167,26 +167,29 @@ def test_killed_at_ten_random_moments_and_with_any_number_of_processes(footage, 
             assert process.returncode == -signal.SIGKILL, stderr
 
 
-def test_torn_journal_line_is_done_again(footage, undisturbed, tmp_path):
-    out = tmp_path / "out"
-    assert run(footage, out, env=os.environ | {"RANK": "1", "WORLD_SIZE": "2"}).returncode == 0  # half, not merged
-    (journal,) = (path for path in (out / "unfinished").glob("*.jsonl") if path.stat().st_size)
+@pytest.fixture(scope="module")
+def made_by_rank_1(footage, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("half") / "out"
+    assert run(footage, out, env=os.environ | {"RANK": "1", "WORLD_SIZE": "2"}).returncode == 0
+    return out
+
+
+@pytest.fixture
+def half(made_by_rank_1, tmp_path) -> Path:
+    """Four of nine videos are prepared, nothing is merged; to be spoilt."""
+    return Path(shutil.copytree(made_by_rank_1, tmp_path / "out"))
+
+
+def test_what_was_torn_is_done_again(footage, undisturbed, half):
+    (journal,) = (path for path in (half / "unfinished").glob("*.jsonl") if path.stat().st_size)
     lines = journal.read_text().splitlines(keepends=True)
     assert len(lines) == 4
-    journal.write_text("".join(lines[:-1]) + lines[-1][:40])
-    result = run(footage, out)
-    assert "9 videos, 3 of them done before" in result.stderr
-    assert databases(out) == databases(undisturbed)
-
-
-def test_frames_that_never_reached_the_disk_are_done_again(footage, undisturbed, tmp_path):
-    out = tmp_path / "out"
-    assert run(footage, out, env=os.environ | {"RANK": "1", "WORLD_SIZE": "2"}).returncode == 0
-    (part,) = (path for path in (out / "unfinished").glob("*.flow") if path.stat().st_size)
-    os.truncate(part, part.stat().st_size - 1)  # as after a power cut
-    result = run(footage, out)
-    assert "9 videos, 3 of them done before" in result.stderr
-    assert databases(out) == databases(undisturbed)
+    journal.write_text("".join(lines[:-1]) + lines[-1][:40])  # as after a kill
+    part = journal.with_suffix(".flow")
+    os.truncate(part, sum(json.loads(lines[2])["records"]["flow"][:2]) - 1)  # as after a power cut
+    result = run(footage, half)
+    assert "9 videos, 2 of them done before" in result.stderr
+    assert databases(half) == databases(undisturbed)
 
 
 def test_several_machines_share_the_work_and_rank_0_merges(footage, undisturbed, tmp_path):
@@ -201,17 +204,14 @@ def test_several_machines_share_the_work_and_rank_0_merges(footage, undisturbed,
     assert databases(out) == databases(undisturbed)
 
 
-def test_merge_refuses_what_is_incomplete(footage, tmp_path):
-    out = tmp_path / "out"
-    assert run(footage, out, env=os.environ | {"RANK": "1", "WORLD_SIZE": "2"}).returncode == 0
-    result = run(footage, out, "--merge")
+def test_merge_refuses_what_is_incomplete(footage, half):
+    result = run(footage, half, "--merge")
     assert result.returncode == 2
     assert "5 of 9 videos are not prepared yet" in result.stderr
-    result = run(footage, out, "--bound", "10")
+    assert not list(half.glob("*.lmdb*"))
+    result = run(footage, half, "--bound", "10")
     assert result.returncode == 2
     assert "--bound 20.0 there, 10.0 here" in result.stderr
-    assert run(footage, out, env=os.environ | {"RANK": "0", "WORLD_SIZE": "2"}).returncode == 0
-    assert (out / "rgb.lmdb").exists()
 
 
 def limit_files(size: int) -> None:
@@ -219,14 +219,10 @@ def limit_files(size: int) -> None:
 
 
 @pytest.mark.parametrize("merging", [False, True])  # full while frames are written, or while they are merged
-def test_full_disk_loses_nothing(footage, undisturbed, tmp_path, merging):
-    out = tmp_path / "out"
+def test_full_disk_loses_nothing(footage, undisturbed, half, tmp_path, merging):
     assert (undisturbed / "rgb.lmdb").stat().st_size > 150_000
-    place = {}
-    if merging:  # two shares, each well below the limit that the database exceeds
-        assert run(footage, out, env=os.environ | {"RANK": "1", "WORLD_SIZE": "2"}).returncode == 0
-        place = {"RANK": "0", "WORLD_SIZE": "2"}
-    size = 130_000 if merging else 25_000
+    # merging: two shares, each well below the limit that the database exceeds
+    out, size, place = (half, 130_000, {"RANK": "0", "WORLD_SIZE": "2"}) if merging else (tmp_path / "new", 25_000, {})
     result = run(footage, out, "-j", "1", env=os.environ | place, preexec_fn=lambda: limit_files(size))
     assert result.returncode == 2
     assert result.stderr.splitlines()[-1].startswith("error: cannot write")
