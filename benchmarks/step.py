@@ -57,9 +57,11 @@ SYNCHRONISING = ("aten::_local_scalar_dense", "cudaStreamSynchronize", "cudaDevi
                  "cudaEventSynchronize")
 
 
-def synchronise() -> None:
+def now() -> float:
+    """Seconds, when the device has finished; of the processor alone with --processor_time."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+    return time.process_time() if "PROCESSOR_TIME" in os.environ else time.perf_counter()
 
 
 def make_batch(args: argparse.Namespace, streams: int, rank: int = 0, size: int = 1) -> Batch:
@@ -162,11 +164,9 @@ class Stopwatch:
         function = getattr(owner, attribute)
 
         def timed(*args: Any, **kwargs: Any) -> Any:
-            synchronise()
-            start = time.perf_counter()
+            start = now()
             result = function(*args, **kwargs)
-            synchronise()
-            self.seconds[name] += time.perf_counter() - start
+            self.seconds[name] += now() - start
             return result
         setattr(owner, attribute, timed)
         self._undo.append(lambda: setattr(owner, attribute, function))
@@ -178,11 +178,9 @@ class Stopwatch:
 
 
 def timed(update: Callable[[Batch], Any], batch: Batch) -> float:
-    synchronise()
-    start = time.perf_counter()
+    start = now()
     update(batch)
-    synchronise()
-    return time.perf_counter() - start
+    return now() - start
 
 
 def measure(method: str, variant: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -278,8 +276,9 @@ def compare(method: str, args: argparse.Namespace) -> None:
     plain = results[names[0]]
     print(f"\n{method}: {args.global_batch} pairs of {args.seq_len}x{args.img_dim}x{args.img_dim}, {args.net}, "
           f"{plain['device']}, {plain['flops'] / 1e12:.2f} TFLOP per step\n\n| step | s, median (range) | clips/s | "
-          f"times {names[0]} | peak MB | TFLOP/s | of matrix rate | loss off by | gradient off by | waits |")
-    print("|---" * 10 + "|")
+          f"times {names[0]} | peak MB | TFLOP/s | of matrix rate | loss off by | gradient off by | waits | "
+          "first step, s |")
+    print("|---" * 11 + "|")
     for variant, result in results.items():
         seconds, grad = result["seconds"], result["gradient"]
         median = statistics.median(seconds)
@@ -289,7 +288,7 @@ def compare(method: str, args: argparse.Namespace) -> None:
               f"{result['memory']:.0f} | {rate / 1e12:.3f} | {rate / rates[variant]:.0%} | "
               f"{abs(result['loss'] / plain['loss'] - 1):.0e} | "
               f"{(grad - plain['gradient']).norm() / plain['gradient'].norm():.0e} | "
-              f"{sum(result['waits'].values())} |")
+              f"{sum(result['waits'].values())} | {result['first']:.1f} |")
     parts = list(plain["parts"])
     print("\nmatrix rate, TFLOP/s: " + ", ".join(f"{name} {rate / 1e12:.3f}" for name, rate in rates.items()))
     print("\n| ms | " + " | ".join(parts) + " |\n" + "|---" * (len(parts) + 1) + "|")
@@ -319,6 +318,8 @@ def make_parser() -> Parser:
     parser.add_argument("--moco-k", type=positive_int, default=2048, help="negatives in the queue")
     parser.add_argument("--threads", type=positive_int, default=len(os.sched_getaffinity(0)), help="threads of torch")
     parser.add_argument("--repeat", type=positive_int, default=3, help="timed steps, after two that are not")
+    parser.add_argument("--processor_time", action="store_true",
+                        help="time the processor, not the clock: for one thread on a busy machine")
     parser.add_argument("--ddp", action="store_true", help="two processes against one, instead")
     return parser
 
@@ -327,6 +328,8 @@ def make_parser() -> Parser:
 def main(argv: list[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
     args.split = not args.ddp
+    if args.processor_time:
+        os.environ["PROCESSOR_TIME"] = "1"
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {args.threads} torch threads, torch "
           f"{torch.__version__}, cuDNN {torch.backends.cudnn.version()}, Python {platform.python_version()}: python -m "
           f"benchmarks.step {' '.join(sys.argv[1:])}")
