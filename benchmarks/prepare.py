@@ -81,7 +81,7 @@ def main() -> None:
     parser = Parser("Speed of dataset.prepare against the bare work.")
     parser.add_argument("--videos", type=Path, help="folder of class/video files; made up (320x240) if not given")
     parser.add_argument("--short_side", type=positive_int, default=256, help="of the prepared frames")
-    parser.add_argument("--frames", type=positive_int, default=30000, help="frames of RGB, by repeating the videos")
+    parser.add_argument("--frames", type=positive_int, default=60000, help="frames of RGB, by repeating the videos")
     parser.add_argument("--flow_frames", type=positive_int, default=40, help="frames of flow per method")
     parser.add_argument("--rounds", type=positive_int, default=2, help="measurements; the best of each counts")
     parser.add_argument("--work", type=Path, default="/dev/shm" if Path("/dev/shm").is_dir() else None, metavar="DIR",
