@@ -147,12 +147,14 @@ def main(argv: list[str] | None = None) -> None:
         made_by = [read_provenance(folder, dataset) for folder, dataset in zip(folders, datasets, strict=True)]
     log.info("%s, two streams, %d videos: %s", base, videos, as_text(numbers))
     first = made_by[0]
+    origins = [by.get("origin") or {} for by in made_by]
+    methods = list(dict.fromkeys(origin.get("method", "unknown") for origin in origins))
     append_record(args.results, what="retrieval" if args.mode == "s" else first.get("what", "two-stream"),
                   crops=first.get("crops"), dataset=base, split=first.get("split"), stream="rgb+flow",
                   checkpoint=" + ".join(by.get("checkpoint", path) for by, path in
                                         zip(made_by, (args.prob1, args.prob2), strict=True)),
-                  epoch=first.get("epoch"), origin=first.get("origin"), settings={"mode": args.mode}, videos=videos,
-                  numbers=numbers)
+                  epoch=first.get("epoch"), origin=origins[0] | {"method": " + ".join(methods)},
+                  settings={"mode": args.mode}, videos=videos, numbers=numbers)
 
 
 if __name__ == "__main__":

@@ -82,8 +82,8 @@ def _gallery_html(found: Found, where: Where) -> str:
         strip = np.concatenate(moments(*where[part][name], MOMENTS), axis=1)
         jpeg = cv2.imencode(".jpg", strip[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes()
         width = strip.shape[1] // MOMENTS
-        return (f'<figure class="{kind}"><div role="img" aria-label="{html.escape(name)}" style="width:{width}px;'
-                f"--shift:-{strip.shape[1]}px;background-image:url(data:image/jpeg;base64,"
+        return (f'<figure class="{kind}" style="width:{width}px"><div role="img" aria-label="{html.escape(name)}" '
+                f'style="--shift:-{strip.shape[1]}px;background-image:url(data:image/jpeg;base64,'
                 f'{base64.b64encode(jpeg).decode()})"></div><figcaption title="{html.escape(name)}">'
                 f"{html.escape(class_of(name))}</figcaption></figure>")
 
@@ -102,7 +102,7 @@ figure {{ margin: 0; border: 4px solid #444; border-radius: 4px }}
 figure.query {{ margin-right: 24px }}
 figure.right {{ border-color: {RIGHT} }} figure.wrong {{ border-color: {WRONG} }}
 figure div {{ height: {HEIGHT}px; animation: play 1.6s steps({MOMENTS}) infinite }}
-figcaption {{ padding: 2px 6px; font-size: 12px }}
+figcaption {{ padding: 2px 6px; font-size: 12px; overflow: hidden; text-overflow: ellipsis; white-space: nowrap }}
 @keyframes play {{ to {{ background-position-x: var(--shift) }} }}
 </style></head><body><h1>Nearest training clips</h1>
 <p>Left: test clip. Right of it: its nearest training clips, nearest first.

@@ -64,12 +64,13 @@ def test_summed_similarities_over_the_common_videos(folder):
     rgb = {"train": features(train, 1), "test": features(test, 2)}
     flow = {"train": features(train[:1:-1], 3), "test": features(test[::-1], 4)}  # two training videos are missing
     save_features(folder / "rgb/feature", "tiny", rgb, {"checkpoint": "r.tar", "origin": {"method": "CoCLR"}})
-    save_features(folder / "flow/feature", "tiny-f", flow, {"checkpoint": "f.tar"})
+    save_features(folder / "flow/feature", "tiny-f", flow,
+                  {"checkpoint": "f.tar", "origin": {"method": "InfoNCE"}})
     merge.main(["--prob1", "rgb", "--prob2", "flow/feature", "--dataset", "tiny", "--mode", "s"])
     record = json.loads((folder / "results.jsonl").read_text())
     assert record["stream"] == "rgb+flow"
     assert record["checkpoint"] == "r.tar + f.tar"
-    assert record["origin"] == {"method": "CoCLR"}
+    assert record["origin"] == {"method": "CoCLR + InfoNCE"}
 
     def prepared(stream, part, names):
         rows = np.array([stream[part].features[stream[part].names.index(name)].numpy() for name in names], np.float64)
