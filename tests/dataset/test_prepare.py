@@ -453,7 +453,7 @@ def test_memory_does_not_grow_with_the_length_of_a_video(tmp_path):
 def test_video_that_kills_its_process_twice_is_left_out(footage, tmp_path):
     videos, out = tmp_path / "videos", tmp_path / "out"
     shutil.copytree(footage / "Run", videos / "Run")
-    pipe = videos / "Run/pipe.avi"
+    pipe = videos / "Run/pipe 1.avi"  # the first in the order of work: its process has another video waiting
     os.mkfifo(pipe)
     process = subprocess.Popen(command(videos, out), cwd=ROOT, stderr=subprocess.PIPE, text=True)
     for _ in range(2):
@@ -466,7 +466,7 @@ def test_video_that_kills_its_process_twice_is_left_out(footage, tmp_path):
             assert gone.poll(30_000)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 0, stderr
-    assert (out / "left_out.txt").read_text() == "Run/pipe: reading it crashed (exit status -9)\n"
+    assert (out / "left_out.txt").read_text() == "Run/pipe 1: reading it crashed (exit status -9)\n"
     assert sorted(VideoStore(out / "rgb.lmdb").names) == ["Run/v 0", "Run/v 1", "Run/v 2"]
 
 
