@@ -35,6 +35,7 @@ def environment() -> dict[str, str]:
 
 def _become(words: tuple[str, ...], cwd: Path, env: dict[str, str], output: tuple[Path, Path]) -> None:
     """In a fork: be the command, from its environment to its functions at exit."""
+    multiprocessing.set_start_method(None, force=True)  # of loader workers: the system's own, not the fork server
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)

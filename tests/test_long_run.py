@@ -21,6 +21,7 @@ def usage(pid: int) -> tuple[float, int, int]:
 
 def train(folder: Path) -> None:
     """Train, and save the usage of each process in every fifth epoch as usage.npy."""
+    multiprocessing.set_start_method(None, force=True)  # as without a fork server
     os.chdir(folder)
     torch.set_num_threads(1)
     found = []
