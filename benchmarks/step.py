@@ -288,7 +288,7 @@ def compare(method: str, args: argparse.Namespace) -> None:
               f"{result['memory']:.0f} | {rate / 1e12:.3f} | {rate / rates[variant]:.0%} | "
               f"{abs(result['loss'] / plain['loss'] - 1):.0e} | "
               f"{(grad - plain['gradient']).norm() / plain['gradient'].norm():.0e} | "
-              f"{sum(result['waits'].values())} | {result['first']:.1f} |")
+              f"{sum(result['waits'].values())} | {result['first']:.1f} |", flush=True)
     parts = list(plain["parts"])
     print("\nmatrix rate, TFLOP/s: " + ", ".join(f"{name} {rate / 1e12:.3f}" for name, rate in rates.items()))
     print("\n| ms | " + " | ".join(parts) + " |\n" + "|---" * (len(parts) + 1) + "|")
