@@ -3,7 +3,7 @@
 # chart, gallery. --full: at a size that means more, three seeds (a GPU, or some hours on a CPU). SEEDS: others, "0 1 2".
 source "$(dirname "$0")/environment.sh"
 case "${1-}" in
-    "") set -- synthetic 80 "0" 12 12 ;;
+    "") set -- synthetic 80 "0" 10 10 ;;
     --full) set -- synthetic-full 160 "0 1 2" 50 25 ;;
     *) echo "error: $1 is not known; usage: bash scripts/quickstart.sh [--full]" >&2; exit 2 ;;
 esac
@@ -16,9 +16,9 @@ if [ ! -e "$root/$name/prepared.json" ]; then
         "$PYTHON" -m dataset.synthetic --out "$footage" --videos "$videos" --size 64 --frames 32
     "$PYTHON" -m dataset.prepare "$name" --videos "$footage" --out "$root/$name" --flow dis
 fi
-export NCE_EPOCHS=$nce_epochs NCE_SCHEDULE=$((nce_epochs * 5 / 6)) OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+export NCE_EPOCHS=$nce_epochs NCE_SCHEDULE=$((nce_epochs * 5 / 6)) OMP_NUM_THREADS=${OMP_NUM_THREADS:-2}
 export COCLR_EPOCHS=$coclr_epochs COCLR_SCHEDULE=$((coclr_epochs * 5 / 6)) CYCLES=1 BASELINES=1 PROBE=features
-export PRETRAIN="--batch_size 16 --moco-k 128 --moco-m 0.99 --lr 1e-4 --save_freq 4"
+export PRETRAIN="--batch_size 16 --moco-k 128 --moco-m 0.99 --lr 2e-4 --save_freq 4"
 for seed in $seeds; do
     SEED=$seed bash scripts/reproduce.sh "$name" 1 --data_root "$root" --seq_len 8 --ds 2 --img_dim 32 \
         --channels_last -j 1

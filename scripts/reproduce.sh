@@ -7,13 +7,14 @@
 # then retrieval and linear probe of each, two-stream, the table, its chart and a gallery of what was retrieved. What is
 # done is skipped and what was interrupted goes on, so the same command can be given again at any time. NPROC processes
 # per run (default: the paper's GPUs).
-# Environment: CYCLES, BASELINES=1 (also random weights and UberNCE RGB), NCE_EPOCHS, NCE_SCHEDULE, COCLR_EPOCHS,
+# Environment: CYCLES, BASELINES=1 (also random weights, and InfoNCE and UberNCE on RGB for as many
+# epochs as CoCLR in all), NCE_EPOCHS, NCE_SCHEDULE, COCLR_EPOCHS,
 # COCLR_SCHEDULE, PRETRAIN and EVALUATE (options of the pretraining and of the evaluation commands alone), EVAL (datasets
 # to evaluate on), PROBE=features (a linear layer on saved features: minutes instead of hours), SEED (0; a name of its
 # own for each seed's runs).
 source "$(dirname "$0")/environment.sh"
 
-usage() { sed -n '2,15s/^# \{0,1\}//p' scripts/reproduce.sh; }
+usage() { sed -n '2,16s/^# \{0,1\}//p' scripts/reproduce.sh; }
 fail() { echo "error: $*" >&2; exit 2; }
 
 dry=; arguments=()
@@ -68,7 +69,7 @@ find_last() {  # PATTERN EPOCHS: the last checkpoint of the run whose folder mat
 
 declare -A checkpoint
 cycles=${CYCLES:-2}; count=0
-[ -z "${BASELINES:-}" ] && pretrainings=$((2 + 2 * cycles)) || pretrainings=$((3 + 2 * cycles))
+[ -z "${BASELINES:-}" ] && pretrainings=$((2 + 2 * cycles)) || pretrainings=$((4 + 2 * cycles))
 stage() {  # TITLE PATTERN EPOCHS NPROC SCRIPT ...: train unless it is done; note the checkpoint that it hands on
     local title=$1 pattern=$2 epochs=$3 processes=$4; shift 4
     count=$((count + 1))
@@ -85,11 +86,13 @@ stage() {  # TITLE PATTERN EPOCHS NPROC SCRIPT ...: train unless it is done; not
     fi
 }
 
-infonce() {  # TITLE MODEL DATASET
+infonce() {  # TITLE MODEL DATASET [EPOCHS SCHEDULE PREFIX]
+    local name_prefix=${runs:+--name_prefix $runs${6-}}
+    [ -z "${6-}" ] || name_prefix="--name_prefix $runs$6"
     # shellcheck disable=SC2086  # the schedule is a list
-    stage "$1" "log-pretrain/$runs$2_k*_$3-2clip-*" "$nce_epochs" "${nce[2]}" main_nce.py --net s3d --model "$2" \
-        --moco-k "${nce[3]}" --dataset "$3-2clip" --seq_len 32 --ds 1 --batch_size 32 --schedule $nce_schedule -j 16 \
-        ${runs:+--name_prefix "$runs"} "${common[@]}" "${pretrain_options[@]}"
+    stage "$1" "log-pretrain/$runs${6-}$2_k*_$3-2clip-*" "${4-$nce_epochs}" "${nce[2]}" main_nce.py --net s3d \
+        --model "$2" --moco-k "${nce[3]}" --dataset "$3-2clip" --seq_len 32 --ds 1 --batch_size 32 \
+        --schedule ${5-$nce_schedule} -j 16 $name_prefix "${common[@]}" "${pretrain_options[@]}"
 }
 
 cotrain() {  # TITLE OWN OTHER [--reverse]
@@ -105,11 +108,13 @@ infonce InfoNCE-RGB infonce "$dataset"
 infonce InfoNCE-Flow infonce "$dataset-f"
 rgb=InfoNCE-RGB; flow=InfoNCE-Flow
 stages=("$rgb" "$flow")
-if [ -n "${BASELINES:-}" ]; then
-    infonce UberNCE-RGB ubernce "$dataset"
+if [ -n "${BASELINES:-}" ]; then  # the bounds: trained on RGB for as many epochs as CoCLR in all
+    long=$((nce_epochs + cycles * coclr_epochs))
+    infonce InfoNCE-RGB-long infonce "$dataset" $long $((long * 5 / 6)) Long_
+    infonce UberNCE-RGB ubernce "$dataset" $long $((long * 5 / 6)) Long_
     checkpoint[Random-RGB]=log-linclr/random_s3d_seed${SEED:-0}/random.pth.tar
     checkpoint[Random-Flow]=${checkpoint[Random-RGB]}
-    stages=(Random-RGB Random-Flow "${stages[@]}" UberNCE-RGB)
+    stages=(Random-RGB Random-Flow "${stages[@]}" InfoNCE-RGB-long UberNCE-RGB)
 fi
 for ((cycle = 1; cycle <= cycles; cycle++)); do
     cotrain "Cycle$cycle-FlowMining" "$rgb" "$flow"; rgb=Cycle$cycle-FlowMining
