@@ -89,9 +89,10 @@ def subject_of(record: dict[str, Any], mean: bool) -> tuple[str, ...]:
     """What a record is about, see ``SUBJECT``; with ``mean`` the same for all checkpoints and splits."""
     origin = record.get("origin") or {}
     cycle = f", cycle {origin['cycle']}" if origin.get("cycle") else ""
+    epochs = f", {origin['pretrain_epoch'] + 1} epochs" if origin.get("pretrain_epoch", -1) >= 0 else ""
     named = (origin.get("pretrained_on"), record.get("stream"), record.get("dataset"))
     return (record["what"] + (f", {record['crops']} crop" if record.get("crops") else ""),
-            (origin.get("method") or "unknown") + cycle, *(str(value or "unknown") for value in named),
+            (origin.get("method") or "unknown") + cycle + epochs, *(str(value or "unknown") for value in named),
             *(("all", "all") if mean else (str(record.get("split") or "unknown"), str(record.get("checkpoint")))))
 
 

@@ -48,4 +48,4 @@ def test_long_run_takes_no_more_and_more(tmp_path):
     early, late = found[4:12], found[-8:]
     assert (late[..., 1:].max(0) == early[..., 1:].max(0)).all(), "files or threads"
     growth = np.median(late[..., 0], axis=0) - np.median(early[..., 0], axis=0)
-    assert (growth < 1).all(), f"private memory grew by {growth} MB"
+    assert (growth < 3).all(), f"private memory grew by {growth} MB"
