@@ -26,7 +26,8 @@ def test_table_shows_the_difference_from_the_paper(tmp_path, monkeypatch, capsys
     assert capsys.readouterr().out == markdown
     assert "| retrieval | CoCLR, 100 epochs | ucf101 | rgb | ucf101 | 1 | a.tar | 52.0 (paper 53.3, -1.3) | " \
            "70.0 (paper 69.4, +0.6) | - | - | 90.0 |" in markdown
-    assert "| finetune, ten crop | CoCLR, 100 epochs | ucf101 | rgb | hmdb51 | 1 | a.tar | 52.6 (paper 52.1, +0.5) |" in markdown
+    assert "| finetune, ten crop | CoCLR, 100 epochs | ucf101 | rgb | hmdb51 | 1 | a.tar | " \
+           "52.6 (paper 52.1, +0.5) |" in markdown
     assert "| retrieval | unknown | unknown | rgb | tiny | 1 | a.tar | 11.0 | - | - | - | - |" in markdown
     assert markdown.count("retrieval") == 2  # the older record of the same evaluation is replaced
     rows = list(csv.DictReader((tmp_path / "results.csv").open()))
@@ -51,7 +52,8 @@ def test_rows_are_in_the_order_of_the_recipe_and_cycles_apart(tmp_path, monkeypa
     write(tmp_path / "results.jsonl", *shuffled)
     report.main(["--chart", "chart.png"])
     rows = [line.split(" | ")[1:4:2] for line in capsys.readouterr().out.splitlines() if line.startswith("| retrieval")]
-    assert rows == [[(f"{method}, cycle {cycle}" if cycle else method) + ", 100 epochs", stream] for method, cycle, stream in stages]
+    assert rows == [[f"{method}, {f'cycle {cycle}, ' if cycle else ''}100 epochs", stream]
+                    for method, cycle, stream in stages]
     text = (tmp_path / "results.md").read_text()
     assert [("paper 53.3" in line, "paper 55.9" in line) for line in text.splitlines() if "CoCLR, " in line] == [
         (False, False), (False, False), (True, False)]  # the paper's are of two cycles
