@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from utils.errors import UserError
 from utils.log import start_logging
@@ -88,7 +89,10 @@ def start(args: argparse.Namespace) -> World:
         backend = args.dist_backend or ("nccl" if device.type == "cuda" else "gloo")
         if backend == "nccl" and device.type == "cpu":
             raise UserError("--dist-backend nccl needs a GPU for each process; on a CPU use gloo")
-        dist.init_process_group(backend, init_method=args.dist_url, rank=rank, world_size=size)
+        store, rank, size = next(rendezvous(args.dist_url, rank, size))
+        # torchrun keeps the store when it starts lost ranks again: what the earlier ones left there would mislead
+        store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     return World(rank, size, device)
 
 
