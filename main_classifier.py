@@ -131,7 +131,7 @@ def train(args: argparse.Namespace, world: World) -> None:
     elif probe and not args.resume:
         log.warning("no --pretrain: a linear probe of random weights")
     refuse_unsound_precision(args.precision, world.device, model.backbone,
-                             (args.batch_size, 3, args.seq_len, args.img_dim, args.img_dim), args.channels_last)
+                             (args.batch_size, 3, args.seq_len, args.img_dim, args.img_dim))
 
     name = (f"{args.name_prefix}{args.dataset}-{args.img_dim}-sp{args.which_split}_{args.net}_{args.optim}"
             f"_bs{args.batch_size}_lr{args.lr}_wd{args.wd}_dp{args.dropout}_len{args.seq_len}_ds{args.ds}"

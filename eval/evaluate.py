@@ -49,8 +49,6 @@ def probabilities_of(model: LinearClassifier, args: argparse.Namespace, world: W
 
 def evaluate(args: argparse.Namespace, world: World) -> None:
     """Classify the test videos or retrieve their nearest training videos, as asked."""
-    if world.device.type == "cpu":  # there channels-last is twice as fast
-        args = argparse.Namespace(**vars(args) | {"channels_last": True})
     path = random_weights(args, world) if args.test == "random" else fetch(args.test, args.offline)
     checkpoint = load_checkpoint(path)
     settings = {key: getattr(args, key) for key in ("net", "seq_len", "ds", "img_dim", "precision")}

@@ -75,8 +75,6 @@ def pretrain(args: argparse.Namespace, world: World, model: nn.Module, step: Ste
              loader: torch.utils.data.DataLoader, method: str, start: Callable[[], None]) -> Path:
     """Train ``model`` up to --epochs, from ``start()`` unless resumed; returns the run's folder."""
     refuse_small_clips(model.encoder_q, args)
-    shape = (args.batch_size, 3, args.seq_len, args.img_dim, args.img_dim)
-    refuse_unsound_precision(args.precision, world.device, model.encoder_q, shape, args.channels_last)
     folder = run_folder(args, run_name(args, method), world)
     resume = checkpoint_to_resume(args.resume, folder)
     if resume is None:
@@ -89,6 +87,8 @@ def pretrain(args: argparse.Namespace, world: World, model: nn.Module, step: Ste
     trainer = Trainer(args, world, model, [{"params": trainable}],
                       lambda groups: torch.optim.Adam(groups, lr=args.lr, weight_decay=args.wd, fused=True),
                       step, loader, folder, resume, keep_all=args.dataset.startswith("k400"))
+    shape = (args.batch_size, 3, args.seq_len, args.img_dim, args.img_dim)
+    refuse_unsound_precision(args.precision, world.device, model.encoder_q, shape)  # with the weights loaded
     log.info("%s: %d videos, %d steps per epoch on %d process%s (%s), batch norm in groups of %d", folder,
              len(loader.dataset), trainer.batches.batches_per_epoch(), world.size, "es" * (world.size > 1),
              world.device, args.batch_size // args.bn_splits)

@@ -91,9 +91,9 @@ def test_world_size_without_rank_is_an_error(monkeypatch):
         launch._place(argparse.Namespace(world_size=2, rank=-1, local_rank=None))
 
 
-@pytest.mark.parametrize(("environment", "workers", "threads"), [
-    ({}, 0, 6), ({}, 2, 4), ({}, 16, 1), ({"LOCAL_WORLD_SIZE": "2"}, 1, 2), ({"OMP_NUM_THREADS": "6"}, 4, 5)])
-def test_threads_leave_the_loader_its_cores(monkeypatch, environment, workers, threads):
+@pytest.mark.parametrize(("environment", "threads"), [
+    ({}, 6), ({"LOCAL_WORLD_SIZE": "2"}, 3), ({"LOCAL_WORLD_SIZE": "8"}, 1), ({"OMP_NUM_THREADS": "6"}, 5)])
+def test_processes_share_the_cores(monkeypatch, environment, threads):
     for name in ("LOCAL_WORLD_SIZE", "OMP_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
@@ -102,7 +102,7 @@ def test_threads_leave_the_loader_its_cores(monkeypatch, environment, workers, t
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(5)  # as $OMP_NUM_THREADS, read when torch starts, has left it
-        launch.set_up_cpu(workers)
+        launch.set_up_cpu()
         assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
@@ -110,4 +110,20 @@ def test_threads_leave_the_loader_its_cores(monkeypatch, environment, workers, t
 
 def test_fp16_on_a_cpu_is_refused_by_name():
     with pytest.raises(UserError, match="--precision fp16"):
-        refuse_unsound_precision("fp16", torch.device("cpu"), torch.nn.Identity(), (1, 3, 8, 32, 32), False)
+        refuse_unsound_precision("fp16", torch.device("cpu"), torch.nn.Identity(), (1, 3, 8, 32, 32))
+
+
+@pytest.mark.parametrize("factor", [1.0, -1.0, math.inf])
+def test_bf16_with_other_gradients_than_fp32_is_refused(factor):
+    class Layer(torch.nn.Conv3d):
+        def forward(self, x):
+            y = super().forward(x)
+            return y if y.dtype == torch.float32 else factor * y + (1 - factor) * y.detach()
+
+    layer, cpu = Layer(3, 4, 1), torch.device("cpu")
+    refuse_unsound_precision("fp32", cpu, layer, (2, 3, 8, 32, 32))
+    if factor == 1.0:
+        refuse_unsound_precision("bf16", cpu, layer, (2, 3, 8, 32, 32))
+    else:
+        with pytest.raises(UserError, match=r"bf16.*8x32x32.*cosine.*--precision fp32"):
+            refuse_unsound_precision("bf16", cpu, layer, (2, 3, 8, 32, 32))
