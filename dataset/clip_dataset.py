@@ -19,6 +19,8 @@ from dataset.store import BrokenVideo
 from dataset.views import View, draw_augmentation, draw_crop, draw_pretrain_views
 from utils.errors import UserError
 
+FRAMES_AT_ONCE = 4  # full-size frames held by a worker; with all of them, page faults cost as much as half the decoding
+
 Sample = dict[str, Tensor | dict | int | str]
 
 
@@ -70,33 +72,36 @@ class ClipDataset(Dataset):
         views = self.draw_views(rng)
         clips = [train_clip(rng, int(videos.frames[index]), self.seq_len, self.ds)
                  for _ in range(1 + max(view.clip for view in views))]
-        needed = sorted({int(i) for view in views for i in clips[view.clip]})
-        frames = {stream: self._decode(stream, index, needed) for stream in videos.stores}
-        height, width = next(iter(frames.values()))[needed[0]].shape[:2]
-
-        crops, draws = [], []
-        for view in views:
-            box = self.draw_box(rng, height, width)
-            draws.append(draw_augmentation(rng, view.strength, self.seq_len))
-            crops.append(torch.stack([
-                crop_resize([decoded[int(i)] for i in clips[view.clip]], box, self.img_dim, (height, width))
-                for decoded in frames.values()
-            ]))
+        needed = np.unique(np.concatenate([clips[view.clip] for view in views]))
+        pixels = torch.empty(len(views), len(videos.stores), self.seq_len, self.img_dim, self.img_dim, 3,
+                             dtype=torch.uint8)
+        boxes, draws = [], []
+        for stream, name in enumerate(videos.stores):
+            jpegs = videos.stores[name].read_frames(int(videos.positions[name][index]), needed.tolist())
+            for start in range(0, len(needed), FRAMES_AT_ONCE):
+                part = needed[start:start + FRAMES_AT_ONCE]
+                try:
+                    frames = [decode(jpeg) for jpeg in jpegs[start:start + FRAMES_AT_ONCE]]
+                except ValueError as error:
+                    raise BrokenVideo(videos.names[index], f"{name} frame: {error}") from error
+                if not draws:
+                    reference = frames[0].shape[:2]
+                    for view in views:
+                        boxes.append(self.draw_box(rng, *reference))
+                        draws.append(draw_augmentation(rng, view.strength, self.seq_len))
+                for view, box, out in zip(views, boxes, pixels[:, stream], strict=True):
+                    clip = clips[view.clip]
+                    first, end = np.searchsorted(clip, (part[0], part[-1] + 1))
+                    if first < end:
+                        chosen = [frames[i] for i in np.searchsorted(part, clip[first:end])]
+                        crop_resize(chosen, box, self.img_dim, reference, out[first:end])
         return {
-            "clips": torch.stack(crops),
+            "clips": pixels,
             "draws": {name: torch.as_tensor(np.stack([draw[name] for draw in draws])) for name in draws[0]},
             "label": int(videos.labels[index]),
             "source": int(videos.sources[index]),
             "index": index,
         }
-
-    def _decode(self, stream: str, index: int, needed: list[int]) -> dict[int, np.ndarray]:
-        videos = self.videos
-        jpegs = videos.stores[stream].read_frames(int(videos.positions[stream][index]), needed)
-        try:
-            return {i: decode(jpeg) for i, jpeg in zip(needed, jpegs, strict=True)}
-        except ValueError as error:
-            raise BrokenVideo(videos.names[index], f"{stream} frame: {error}") from error
 
 
 class ShuffledBatches:

@@ -33,17 +33,18 @@ def crop_resize(
     box: tuple[int, int, int, int],
     size: int,
     reference: tuple[int, int] | None = None,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Cut ``box`` from every frame and resize it to ``size`` x ``size`` pixels, bicubic with antialias.
 
     frames: T arrays or CPU tensors, uint8 [H, W, 3]. box: (top, left, height, width) in pixels of a frame of
     ``reference`` = (height, width), by default the first frame's; frames of another size are cut in proportion.
-    Returns uint8 [T, size, size, 3].
+    Returns uint8 [T, size, size, 3], ``out`` if it is given.
     """
     reference = reference or tuple(frames[0].shape[:2])
     crops = [_cut(np.asarray(frame), box, reference) for frame in frames]
     step = CHUNK if len({crop.shape for crop in crops}) == 1 else 1
-    clip = torch.empty(len(crops), size, size, 3, dtype=torch.uint8)
+    clip = torch.empty(len(crops), size, size, 3, dtype=torch.uint8) if out is None else out
     for start in range(0, len(crops), step):
         chunk = torch.from_numpy(np.stack(crops[start : start + step])).permute(0, 3, 1, 2)  # [t, 3, h, w]
         resized = F.interpolate(chunk, size=(size, size), mode="bicubic", antialias=True)
