@@ -1,25 +1,28 @@
 """Loading: samples per second of one worker, against a plain pipeline and against the pure JPEG decoding it needs.
 
-    python -m benchmarks.loader --video FILE...
+    python -m benchmarks.loader [--video FILE...]
 
-The videos become databases in a temporary folder (short side 256, JPEG quality 80; flow by DIS). Compared are, for the
-same draws, two views of a video in RGB and in RGB and flow:
+The videos, drawn ones if none are given, become databases in a temporary folder (short side 256, JPEG quality 80; flow
+by DIS). Compared are, for the same draws, two views of a video in RGB and in RGB and flow:
   plain   what the original does: unpack the record, Pillow-decode both clips whole, then frame by frame crop, resize,
           colour jitter, grey, blur, flip, to float tensor, normalise
   decode  nothing but decoding the JPEGs that the drawn views use
   ours    an item of ClipDataset (the colour work is left to the training device: see utils/augment.py)
-and then DataLoaders of ours with a growing number of workers. Everything runs on one thread per process.
+and then DataLoaders of ours with a growing number of workers. Everything runs on one thread per process. Medians and
+ranges are of ``--repeats`` rounds in turn; a DataLoader's round is an epoch.
 """
-import argparse
 import importlib.util
 import io
 import itertools
 import os
+import platform
 import statistics
+import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -37,23 +40,32 @@ from dataset.flow import compute_flow, encode_flow
 from dataset.frames import resize
 from dataset.registry import Videos
 from dataset.store import VideoStore, pack_frames, write_store
+from dataset.synthetic import CLASSES, render
 from dataset.views import draw_augmentation, draw_crop, draw_pretrain_views
 from utils.augment import MEAN, STD
 from utils.errors import UserError, one_line_errors
+from utils.options import Parser, positive_int
 
 SEQ_LEN, SIZE = 32, 128
 JITTER = (TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation, TF.adjust_hue)
 
 
+def read_frames(path: str) -> list[np.ndarray]:
+    """Up to 120 frames of a video file, BGR."""
+    capture, frames = cv2.VideoCapture(path), []
+    while len(frames) < 120 and (read := capture.read())[0]:
+        frames.append(read[1])
+    if len(frames) <= SEQ_LEN + 1:
+        raise UserError(f"--video {path}: {len(frames)} frames can be read, more than {SEQ_LEN + 1} are needed")
+    return frames
+
+
 def make_stores(paths: list[str], folder: Path) -> dict[str, VideoStore]:
     """RGB and flow databases of the video files, as dataset.prepare makes them but with equal frame counts."""
+    drawn = (render(np.random.default_rng(i), CLASSES[i], 454, 120)[:, :256] for i in range(4))
     records: dict[str, dict[str, tuple[bytes, int]]] = {"rgb": {}, "flow": {}}
-    for number, path in enumerate(paths):
-        capture, frames = cv2.VideoCapture(path), []
-        while len(frames) < 120 and (read := capture.read())[0]:
-            frames.append(resize(read[1], 256))  # BGR
-        if len(frames) <= SEQ_LEN + 1:
-            raise UserError(f"--video {path}: {len(frames)} frames can be read, more than {SEQ_LEN + 1} are needed")
+    for number, video in enumerate(map(read_frames, paths) if paths else drawn):
+        frames = [resize(frame, 256) for frame in video]
         grey = [cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY) for frame in frames]
         flow = [encode_flow(compute_flow(a, b, "dis"))[..., ::-1] for a, b in itertools.pairwise(grey)]
         for stream, pictures in (("rgb", frames[:-1]), ("flow", flow)):
@@ -132,22 +144,35 @@ def compare(name: str, stores: dict[str, VideoStore], samples: int, repeats: int
         "decode": lambda: [crop.decode(jpeg).shape for jpeg in jpegs],
         "ours": lambda: [dataset[key]["clips"].shape for key in keys],
     }
-    times: dict[str, list[float]] = {kind: [] for kind in work}
-    for _ in range(repeats):
-        for kind, run in work.items():
-            began = time.perf_counter()
-            run()
-            times[kind].append((time.perf_counter() - began) / samples * 1e3)
-    plain, decode, ours = (statistics.median(times[kind]) for kind in work)
+    times = measure(work, repeats, samples)
     print(f"{name}: {len(jpegs) / samples:.1f} frames of {np.mean([len(j) for j in jpegs]) / 1e3:.1f} kB per sample")
     for kind, values in times.items():
-        median = statistics.median(values)
-        print(f"  {kind:7s}{median:8.1f} ms per sample ({min(values):.1f} to {max(values):.1f}){1e3 / median:7.1f}/s")
+        print(f"  {kind:7s}{spread(values)} ms per sample, {1e3 / statistics.median(values):.1f}/s")
+    plain, decode, ours = map(statistics.median, times.values())
     print(f"  ours is {plain / ours:.2f} x the plain pipeline and takes {ours / decode:.2f} x the pure decoding")
 
 
+def measure(work: dict[str, Callable[[], object]], repeats: int, per: int) -> dict[str, list[float]]:
+    """Milliseconds per unit of each kind of ``work``, which does ``per`` units; after a round that warms up."""
+    times: dict[str, list[float]] = {kind: [] for kind in work}
+    for _ in range(repeats + 1):
+        for kind, run in work.items():
+            began = clock()
+            run()
+            times[kind].append((clock() - began) / per * 1e3)
+    return {kind: values[1:] for kind, values in times.items()}
+
+
+def clock() -> float:
+    return time.process_time() if "--processor_time" in sys.argv else time.perf_counter()
+
+
+def spread(values: list[float]) -> str:
+    return f"{statistics.median(values):.2f} ({min(values):.2f}-{max(values):.2f})"
+
+
 def decoders(stores: dict[str, VideoStore], repeats: int) -> None:
-    """Time the JPEG decoders at hand on a video's frames, which are kept until all are decoded, as a loader does."""
+    """Time the JPEG decoders at hand on a video's frames, thrown away one by one or kept until all are decoded."""
     candidates: dict[str, Callable[[bytes], object]] = {
         "Pillow": lambda jpeg: np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB")),
         "OpenCV": crop.decode,
@@ -159,32 +184,35 @@ def decoders(stores: dict[str, VideoStore], repeats: int) -> None:
     if importlib.util.find_spec("simplejpeg"):
         candidates["simplejpeg"] = importlib.import_module("simplejpeg").decode_jpeg
     for stream, store in stores.items():
-        jpegs = store.read_frames(0, range(store.num_frames(0)))
-        times: dict[str, list[float]] = {name: [] for name in candidates}
-        for _ in range(repeats + 1):  # the first one warms up
-            for name, decode in candidates.items():
-                began = time.perf_counter()
-                kept = [decode(jpeg) for jpeg in jpegs]
-                times[name].append((time.perf_counter() - began) / len(kept) * 1e3)
-        for name, values in times.items():
-            print(f"decoding {stream:5s}{name:12s}{statistics.median(values[1:]):.3f} ms per frame")
+        jpegs = store.read_frames(0, range(min(48, store.num_frames(0))))
+        work = {f"{name}{', kept' * keep}": partial(decode_all, decode, jpegs, keep)
+                for name, decode in candidates.items() for keep in (False, True)}
+        for name, values in measure(work, repeats, len(jpegs)).items():
+            print(f"decoding {stream}, {name}: {spread(values)} ms per frame")
 
 
-def scaling(stores: dict[str, VideoStore], workers: int, batches: int) -> None:
+def decode_all(decode: Callable[[bytes], object], jpegs: list[bytes], keep: bool) -> None:
+    kept = []
+    for jpeg in jpegs:
+        frame = decode(jpeg)
+        if keep:
+            kept.append(frame)
+
+
+def scaling(stores: dict[str, VideoStore], workers: int, epochs: int) -> None:
     """Print the rate of DataLoaders with 1..workers workers, and the memory that a worker has for itself."""
     batch_size = len(next(iter(stores.values())))
     for count in range(1, workers + 1):
         loader = make_loader(make_dataset(stores), batch_size, count, 0, 1, torch.device("cpu"))
-        rates = []
-        for epoch in range(batches + 1):  # the first one starts the workers
+        rates, memory = [], []
+        for epoch in range(epochs + 1):  # the first one starts the workers
             began = time.perf_counter()
             loader.batch_sampler.start_at(epoch)
             for batch in loader:
                 assert batch["clips"].is_shared()
             rates.append(batch_size * len(loader) / (time.perf_counter() - began))
-        pids = [worker.pid for worker in loader._iterator._workers]
-        memory = max(_own_memory(pid) for pid in pids)
-        print(f"{count} worker(s): {statistics.median(rates[1:]):.1f} samples/s, {memory} MB of its own per worker")
+            memory.append(max(_own_memory(worker.pid) for worker in loader._iterator._workers))
+        print(f"{count} worker(s): {spread(rates[1:])} samples/s; MB of its own per worker, epoch by epoch: {memory}")
 
 
 def _own_memory(pid: int) -> int:
@@ -195,12 +223,16 @@ def _own_memory(pid: int) -> int:
 
 @one_line_errors
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--video", nargs="+", required=True, help="video files")
-    parser.add_argument("--samples", type=int, default=24, help="samples per measurement (24)")
-    parser.add_argument("--repeats", type=int, default=5, help="measurements, of which the median is given (5)")
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="up to how many (all cores)")
+    parser = Parser(__doc__.split("\n")[0])
+    parser.add_argument("--video", nargs="+", default=[], metavar="FILE", help="video files; drawn ones if none")
+    parser.add_argument("--samples", type=positive_int, default=24, help="samples per measurement")
+    parser.add_argument("--repeats", type=positive_int, default=5, help="measurements, of which the median is given")
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="up to how many")
+    parser.add_argument("--processor_time", action="store_true", help="not time on the clock, but for the DataLoaders'")
     args = parser.parse_args(argv)
+    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, OpenCV "
+          f"{cv2.__version__}, Pillow {Image.__version__}, Python {platform.python_version()}: python -m "
+          f"benchmarks.loader {' '.join(sys.argv[1:] if argv is None else argv)}")
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory() as folder:

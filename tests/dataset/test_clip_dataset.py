@@ -114,6 +114,21 @@ def test_only_the_frames_used_are_read_and_decoded_once(root, monkeypatch):
         assert len(decoded) == len(set(decoded)) <= 8
 
 
+@pytest.mark.parametrize("at_once", [1, 3, 1000])
+def test_frames_held_at_once_change_nothing(root, monkeypatch, at_once):
+    """Clips longer than the videos too, whose first frames repeat."""
+    for seq_len in (4, 12):
+        data = ClipDataset(open_tiny(root, "tiny-2stream-2clip"), seq_len, 2, 16, seed=0)
+        items = [data[epoch, 1] for epoch in range(4)]
+        monkeypatch.setattr(module, "FRAMES_AT_ONCE", at_once)
+        for epoch, item in enumerate(items):
+            again = data[epoch, 1]
+            assert torch.equal(again["clips"], item["clips"])
+            for name, draw in item["draws"].items():
+                assert torch.equal(again["draws"][name], draw)
+        monkeypatch.undo()
+
+
 def test_orders_are_permutations_that_change_with_the_epoch():
     batches = ShuffledBatches(23, batch_size=4, rank=0, world_size=1, seed=0)
     orders = []
