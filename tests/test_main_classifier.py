@@ -226,7 +226,7 @@ def test_retrieval_word_for_word_and_the_tools_after_it(cwd, monkeypatch, capsys
     assert [record["what"] for record in records(cwd)] == ["retrieval", "retrieval", "feature probe", "retrieval"]
     assert records(cwd)[3]["numbers"] == first["numbers"]  # a stream merged with itself
     assert (cwd / "g.html").read_text().count('class="query"') == 3
-    assert "| feature probe | InfoNCE, " in capsys.readouterr().out
+    assert "| feature probe | InfoNCE, 8 epochs | tiny | rgb | tiny | 1 |" in capsys.readouterr().out
     assert not list(cwd.rglob("*.part"))
 
 
