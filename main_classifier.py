@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbone.select_backbone import select_backbone
+from backbone.select_backbone import feature_shape
 from dataset.clip_dataset import ClipDataset, make_loader
 from dataset.registry import Videos, parse_name
 from dataset.views import View, draw_crop
@@ -78,12 +78,7 @@ def check_options(args: argparse.Namespace) -> None:
     asked = [f"--{test}" for test in ("center_crop", "five_crop", "ten_crop", "retrieval") if getattr(args, test)]
     if asked and not args.test:
         raise UserError(f"{asked[0]} needs --test CKPT")
-    try:
-        with torch.device("meta"):
-            select_backbone(args.net)[0].eval()(torch.empty(1, 3, args.seq_len, args.img_dim, args.img_dim))
-    except RuntimeError as error:
-        raise UserError(f"--seq_len {args.seq_len} --img_dim {args.img_dim} is too small for --net {args.net}: nothing "
-                        "is left of the clip in its last layers") from error
+    feature_shape(args.net, args.seq_len, args.img_dim)
     if not 0 <= args.dropout < 1:
         raise UserError(f"--dropout {args.dropout} should be at least 0 and below 1")
 

@@ -1,8 +1,10 @@
 """Backbones by name."""
+import torch
 from torch import nn
 
 from backbone.resnet_2d3d import ResNet2d3d50
 from backbone.s3dg import S3D
+from utils.errors import UserError
 
 BACKBONES = {
     "s3d": lambda first_channel: S3D(first_channel, gating=False),
@@ -20,3 +22,14 @@ def select_backbone(network: str, first_channel: int = 3) -> tuple[nn.Module, di
         raise ValueError(f"unknown network {network!r}; choose one of {', '.join(BACKBONES)}")
     module = BACKBONES[network](first_channel)
     return module, {"feature_size": module.feature_size}
+
+
+def feature_shape(network: str, seq_len: int, img_dim: int) -> torch.Size:
+    """Shape [C, T', H', W'] of the features of a clip; nothing is computed. Raises UserError for too small a clip."""
+    with torch.device("meta"):
+        backbone = select_backbone(network)[0].eval()
+        try:
+            return backbone(torch.empty(1, 3, seq_len, img_dim, img_dim)).shape[1:]
+        except RuntimeError as error:
+            raise UserError(f"clips of --seq_len {seq_len} --img_dim {img_dim} are too small for --net {network} "
+                            "(s3d needs 8 frames of 32 pixels)") from error

@@ -8,6 +8,8 @@ by DIS). Compared are, for the same draws, two views of a video in RGB and in RG
           colour jitter, grey, blur, flip, to float tensor, normalise
   decode  nothing but decoding the JPEGs that the drawn views use
   ours    an item of ClipDataset (the colour work is left to the training device: see utils/augment.py)
+  encoded an item for --decode gpu, of which the worker decodes nothing
+  device  what is left of it for the GPU: decoding, crops and resizing of a batch of all samples
 and then DataLoaders of ours with a growing number of workers. Everything runs on one thread per process. Medians and
 ranges are of ``--repeats`` rounds in turn; a DataLoader's round is an epoch.
 """
@@ -34,7 +36,7 @@ import torchvision.transforms.functional as TF
 from PIL import Image, ImageFilter
 
 from dataset import clip_dataset, crop
-from dataset.clip_dataset import ClipDataset, make_loader
+from dataset.clip_dataset import ClipDataset, join_jpegs, make_loader
 from dataset.clips import train_clip
 from dataset.flow import compute_flow, encode_flow
 from dataset.frames import resize
@@ -76,11 +78,11 @@ def make_stores(paths: list[str], folder: Path) -> dict[str, VideoStore]:
     return {stream: VideoStore(folder / f"{stream}.lmdb") for stream in records}
 
 
-def make_dataset(stores: dict[str, VideoStore]) -> ClipDataset:
+def make_dataset(stores: dict[str, VideoStore], encoded: bool = False) -> ClipDataset:
     store = next(iter(stores.values()))
     index = np.arange(len(store))
     videos = Videos(stores, store.names, dict.fromkeys(stores, index), store.frame_counts(), index, index, ["video"])
-    return ClipDataset(videos, SEQ_LEN, 1, SIZE, seed=0)
+    return ClipDataset(videos, SEQ_LEN, 1, SIZE, seed=0, encoded=encoded)
 
 
 def plain_sample(dataset: ClipDataset, records: dict[str, list[bytes]], epoch: int, index: int) -> torch.Tensor:
@@ -131,24 +133,28 @@ def frames_needed(dataset: ClipDataset, keys: list[tuple[int, int]]) -> list[byt
 
 
 def compare(name: str, stores: dict[str, VideoStore], samples: int, repeats: int) -> None:
-    """Time the three side by side, ``repeats`` times, and print medians and ranges in ms per sample."""
-    dataset = make_dataset(stores)
+    """Time them side by side, ``repeats`` times, and print medians and ranges in ms per sample."""
+    dataset, encoded = make_dataset(stores), make_dataset(stores, encoded=True)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     keys = [(i // len(dataset), i % len(dataset)) for i in range(samples)]
     records = {}
     for stream, store in stores.items():
         every = [store.read_frames(position, range(store.num_frames(position))) for position in range(len(store))]
         records[stream] = [pack_frames(frames) for frames in every]
     jpegs = frames_needed(dataset, keys)
+    batch = join_jpegs([encoded[key] for key in keys])
     work: dict[str, Callable[[], object]] = {
         "plain": lambda: [plain_sample(dataset, records, *key) for key in keys],
         "decode": lambda: [crop.decode(jpeg).shape for jpeg in jpegs],
         "ours": lambda: [dataset[key]["clips"].shape for key in keys],
+        "encoded": lambda: [encoded[key]["frames"].shape for key in keys],
+        f"device ({device})": lambda: encoded.with_clips(batch, device)["clips"].float().mean().item(),
     }
     times = measure(work, repeats, samples)
     print(f"{name}: {len(jpegs) / samples:.1f} frames of {np.mean([len(j) for j in jpegs]) / 1e3:.1f} kB per sample")
     for kind, values in times.items():
-        print(f"  {kind:7s}{spread(values)} ms per sample, {1e3 / statistics.median(values):.1f}/s")
-    plain, decode, ours = map(statistics.median, times.values())
+        print(f"  {kind:14s}{spread(values)} ms per sample, {1e3 / statistics.median(values):.1f}/s")
+    plain, decode, ours = (statistics.median(times[kind]) for kind in ("plain", "decode", "ours"))
     print(f"  ours is {plain / ours:.2f} x the plain pipeline and takes {ours / decode:.2f} x the pure decoding")
 
 

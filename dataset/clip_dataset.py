@@ -1,27 +1,33 @@
 """The one dataset: random clips of the videos of any dataset, in any streams, as uint8 frames plus their draws."""
 import argparse
 import atexit
+import copy
+import logging
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from dataset.clips import train_clip
-from dataset.crop import crop_resize, decode
+from dataset.crop import crop_resize, decode, frame_size
+from dataset.device_decode import decode_clips, device_decodes
 from dataset.registry import Videos, open_videos, parse_name
 from dataset.store import BrokenVideo
 from dataset.views import View, draw_augmentation, draw_crop, draw_pretrain_views
 from utils.errors import UserError
 
+log = logging.getLogger("coclr")
+
 FRAMES_AT_ONCE = 4  # full-size frames held by a worker; with all of them a sample costs up to 1700 page faults
 
-Sample = dict[str, Tensor | dict | int | str]
+Box = tuple[int, int, int, int]  # top, left, height, width in pixels
+Sample = dict[str, Tensor | dict | list[bytes] | int | str]
 
 
 class ClipDataset(Dataset):
@@ -37,17 +43,20 @@ class ClipDataset(Dataset):
         seed: seed of all draws.
         draw_views: draws the views (V) of a sample, each a clip and a strength of augmentation.
         draw_box: draws the crop of a view, see ``draw_crop``.
+        encoded: leave the JPEGs to the training device, see ``with_clips``.
 
     An item is a dict: "clips" uint8 [V, streams, T, S, S, 3]; "draws", the augmentation draws [V, ...] for
     ``utils.augment``, common to the streams of a view; "label", "source", "index" of the video; "broken", why the
-    video asked for could not be read ("" normally): then another video stands in for it.
+    video asked for could not be read ("" normally): then another video stands in for it. An ``encoded`` one has,
+    instead of "clips", "jpegs"; "frames" int64 [V, streams, T], which of them make the clips; "boxes" int64 [V, 4], for
+    frames of "reference" int64 [2] = height and width; "epoch".
     """
 
     def __init__(self, videos: Videos, seq_len: int, ds: int, img_dim: int, seed: int,
                  draw_views: Callable[[np.random.Generator], tuple[View, ...]] = draw_pretrain_views,
-                 draw_box: Callable[[np.random.Generator, int, int], tuple[int, int, int, int]] = draw_crop):
+                 draw_box: Callable[[np.random.Generator, int, int], Box] = draw_crop, encoded: bool = False):
         self.videos, self.seq_len, self.ds, self.img_dim, self.seed = videos, seq_len, ds, img_dim, seed
-        self.draw_views, self.draw_box = draw_views, draw_box
+        self.draw_views, self.draw_box, self.encoded = draw_views, draw_box, encoded
 
     def __len__(self) -> int:
         return len(self.videos)
@@ -72,36 +81,70 @@ class ClipDataset(Dataset):
         views = self.draw_views(rng)
         clips = [train_clip(rng, int(videos.frames[index]), self.seq_len, self.ds)
                  for _ in range(1 + max(view.clip for view in views))]
-        needed = np.unique(np.concatenate([clips[view.clip] for view in views]))
-        pixels = torch.empty(len(views), len(videos.stores), self.seq_len, self.img_dim, self.img_dim, 3,
-                             dtype=torch.uint8)
-        boxes, draws = [], []
-        for stream, name in enumerate(videos.stores):
-            jpegs = videos.stores[name].read_frames(int(videos.positions[name][index]), needed.tolist())
-            for start in range(0, len(needed), FRAMES_AT_ONCE):
-                part = needed[start:start + FRAMES_AT_ONCE]
+        clips = np.stack([clips[view.clip] for view in views])  # [V, T]
+        needed, frames = np.unique(clips, return_inverse=True)
+        frames = frames.reshape(clips.shape)
+        jpegs = {stream: store.read_frames(int(videos.positions[stream][index]), needed.tolist())
+                 for stream, store in videos.stores.items()}
+        sample: Sample = {"label": int(videos.labels[index]), "source": int(videos.sources[index]), "index": index}
+        try:
+            reference = frame_size(next(iter(jpegs.values()))[0])
+            boxes, draws = zip(*((self.draw_box(rng, *reference), draw_augmentation(rng, view.strength, self.seq_len))
+                                 for view in views), strict=True)
+            sample["draws"] = {name: torch.as_tensor(np.stack([draw[name] for draw in draws])) for name in draws[0]}
+            if not self.encoded:
+                return sample | {"clips": self._decoded(jpegs, frames, boxes, reference)}
+        except ValueError as error:
+            raise BrokenVideo(videos.names[index], str(error)) from error
+        streams = np.arange(len(jpegs))[:, None] * len(needed)
+        return sample | {"jpegs": [jpeg for part in jpegs.values() for jpeg in part],
+                         "frames": torch.from_numpy(frames[:, None] + streams), "boxes": torch.tensor(boxes),
+                         "reference": torch.tensor(reference), "epoch": epoch}
+
+    def _decoded(self, jpegs: dict[str, list[bytes]], frames: np.ndarray, boxes: Sequence[Box],
+                 reference: tuple[int, int]) -> Tensor:
+        """Clips of the JPEGs of each stream; ``frames`` [V, T], ascending, says which of them make the views."""
+        pixels = torch.empty(len(frames), len(jpegs), self.seq_len, self.img_dim, self.img_dim, 3, dtype=torch.uint8)
+        for number, (stream, encoded) in enumerate(jpegs.items()):
+            for start in range(0, len(encoded), FRAMES_AT_ONCE):
                 try:
-                    frames = [decode(jpeg) for jpeg in jpegs[start:start + FRAMES_AT_ONCE]]
+                    part = [decode(jpeg) for jpeg in encoded[start:start + FRAMES_AT_ONCE]]
                 except ValueError as error:
-                    raise BrokenVideo(videos.names[index], f"{name} frame: {error}") from error
-                if not draws:
-                    reference = frames[0].shape[:2]
-                    for view in views:
-                        boxes.append(self.draw_box(rng, *reference))
-                        draws.append(draw_augmentation(rng, view.strength, self.seq_len))
-                for view, box, out in zip(views, boxes, pixels[:, stream], strict=True):
-                    clip = clips[view.clip]
-                    first, end = np.searchsorted(clip, (part[0], part[-1] + 1))
+                    raise ValueError(f"{stream} frame: {error}") from error
+                for shown, box, out in zip(frames, boxes, pixels[:, number], strict=True):
+                    first, end = np.searchsorted(shown, (start, start + len(part)))
                     if first < end:
-                        chosen = [frames[i] for i in np.searchsorted(part, clip[first:end])]
-                        crop_resize(chosen, box, self.img_dim, reference, out[first:end])
-        return {
-            "clips": pixels,
-            "draws": {name: torch.as_tensor(np.stack([draw[name] for draw in draws])) for name in draws[0]},
-            "label": int(videos.labels[index]),
-            "source": int(videos.sources[index]),
-            "index": index,
-        }
+                        crop_resize([part[i - start] for i in shown[first:end]], box, self.img_dim, reference,
+                                    out[first:end])
+        return pixels
+
+    def with_clips(self, batch: Sample, device: torch.device) -> Sample:
+        """``batch`` as it is, or an encoded one with its clips, decoded on ``device``.
+
+        A batch with a JPEG that the device cannot decode is made anew on the CPU, so that a broken video is left out.
+        """
+        if "clips" in batch:
+            return batch
+        try:
+            return batch | {"clips": decode_clips(batch, self.img_dim, device)}
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            log.warning("a batch is decoded on the CPU, as the device does not: %s", str(error).splitlines()[0][:120])
+            here = copy.copy(self)
+            here.encoded = False
+            return default_collate([here[key] for key in
+                                    zip(batch["epoch"].tolist(), batch["index"].tolist(), strict=True)])
+
+
+def join_jpegs(samples: list[Sample]) -> Sample:
+    """Collate encoded samples: their JPEGs become one tensor "jpegs" with "sizes", and "frames" number all of them."""
+    jpegs: list[bytes] = []
+    for sample in samples:
+        sample["frames"] += len(jpegs)
+        jpegs += sample.pop("jpegs")
+    return default_collate(samples) | {"jpegs": torch.frombuffer(bytearray(b"".join(jpegs)), dtype=torch.uint8),
+                                       "sizes": torch.tensor([len(jpeg) for jpeg in jpegs])}
 
 
 class ShuffledBatches:
@@ -152,7 +195,8 @@ def make_loader(dataset: ClipDataset, batch_size: int, workers: int, rank: int, 
     workers = min(workers, len(os.sched_getaffinity(0)))
     batches = ShuffledBatches(len(dataset), batch_size, rank, world_size, dataset.seed)
     return DataLoader(dataset, batch_sampler=batches, num_workers=workers, pin_memory=device.type == "cuda",
-                      persistent_workers=workers > 0, worker_init_fn=start_worker)
+                      persistent_workers=workers > 0, worker_init_fn=start_worker,
+                      collate_fn=join_jpegs if dataset.encoded else None)
 
 
 def pretraining_loader(args: argparse.Namespace, rank: int, world_size: int, device: torch.device,
@@ -168,5 +212,8 @@ def pretraining_loader(args: argparse.Namespace, rank: int, world_size: int, dev
                         f"that is {name.base}{ending.replace('NAME', name.base)}")
     videos = open_videos(args.dataset, "train", args.seq_len, args.ds, args.data_root,
                          {"rgb": args.rgb_lmdb, "flow": args.flow_lmdb})
-    dataset = ClipDataset(videos, args.seq_len, args.ds, args.img_dim, args.seed)
+    encoded = args.decode == "gpu" and device_decodes(device)
+    if args.decode == "gpu" and not encoded:
+        log.warning("--decode gpu: there is no nvJPEG here (a GPU, torchvision with CUDA); the workers decode")
+    dataset = ClipDataset(videos, args.seq_len, args.ds, args.img_dim, args.seed, encoded=encoded)
     return make_loader(dataset, args.batch_size, args.workers, rank, world_size, device)

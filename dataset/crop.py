@@ -1,9 +1,10 @@
-"""The CPU side of augmentation: JPEG bytes to frames, frames to one small uint8 clip by crop and resize.
+"""JPEG bytes to frames, frames to one small uint8 clip by crop and resize; on the CPU unless frames lie on a device.
 
 Both follow Pillow, which the original used: frames equal ``Image.open(...).convert("RGB")``; resizing equals
 ``crop(...).resize(..., BICUBIC)``, which antialiases, within one or two grey levels (more for single pixels at hard
-edges). Both run on the calling thread.
+edges). On the CPU both run on the calling thread.
 """
+import struct
 from collections.abc import Sequence
 
 import cv2
@@ -28,6 +29,19 @@ def decode(jpeg: bytes) -> np.ndarray:
     return frame
 
 
+def frame_size(jpeg: bytes) -> tuple[int, int]:
+    """(height, width) in pixels that the head of a JPEG announces; raises ValueError if it has none."""
+    at = 2
+    while at + 9 <= len(jpeg) and jpeg[at] == 0xFF:
+        kind, length = jpeg[at + 1], struct.unpack_from(">H", jpeg, at + 2)[0]
+        if 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):  # start of frame, of any coding
+            height, width = struct.unpack_from(">HH", jpeg, at + 5)
+            if height and width:
+                return height, width
+        at += 1 if kind == 0xFF else 2 + length
+    raise ValueError(f"not a JPEG with a size: {len(jpeg)} bytes that start with {jpeg[:4]!r}")
+
+
 def crop_resize(
     frames: Sequence[np.ndarray | torch.Tensor],
     box: tuple[int, int, int, int],
@@ -37,22 +51,29 @@ def crop_resize(
 ) -> torch.Tensor:
     """Cut ``box`` from every frame and resize it to ``size`` x ``size`` pixels, bicubic with antialias.
 
-    frames: T arrays or CPU tensors, uint8 [H, W, 3]. box: (top, left, height, width) in pixels of a frame of
+    frames: T arrays, or tensors on one device, uint8 [H, W, 3]. box: (top, left, height, width) in pixels of a frame of
     ``reference`` = (height, width), by default the first frame's; frames of another size are cut in proportion.
     Returns uint8 [T, size, size, 3], ``out`` if it is given.
     """
     reference = reference or tuple(frames[0].shape[:2])
-    crops = [_cut(np.asarray(frame), box, reference) for frame in frames]
+    crops = [_cut(frame, box, reference) for frame in frames]
     step = CHUNK if len({crop.shape for crop in crops}) == 1 else 1
     clip = torch.empty(len(crops), size, size, 3, dtype=torch.uint8) if out is None else out
     for start in range(0, len(crops), step):
-        chunk = torch.from_numpy(np.stack(crops[start : start + step])).permute(0, 3, 1, 2)  # [t, 3, h, w]
+        chunk = crops[start : start + step]
+        chunk = torch.stack(chunk) if isinstance(chunk[0], torch.Tensor) else torch.from_numpy(np.stack(chunk))
+        chunk = chunk.permute(0, 3, 1, 2)  # [t, 3, h, w]
+        if chunk.is_cuda:  # which resizes no bytes
+            chunk = chunk.float()
         resized = F.interpolate(chunk, size=(size, size), mode="bicubic", antialias=True)
+        if chunk.is_cuda:
+            resized = resized.round_().clamp_(0, 255)
         clip[start : start + step] = resized.permute(0, 2, 3, 1)
     return clip
 
 
-def _cut(frame: np.ndarray, box: tuple[int, int, int, int], reference: tuple[int, int]) -> np.ndarray:
+def _cut(frame: np.ndarray | torch.Tensor, box: tuple[int, int, int, int], reference: tuple[int, int]
+         ) -> np.ndarray | torch.Tensor:
     """The part of ``frame`` [H, W, 3] under ``box``, which is given for a frame of ``reference`` pixels."""
     edges = []
     for start, extent, length, expected in zip(box[:2], box[2:], frame.shape[:2], reference, strict=True):

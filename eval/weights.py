@@ -24,13 +24,7 @@ def load_backbone(backbone: nn.Module, checkpoint: Checkpoint, path: str | Path)
     be, unless every tensor of the backbone is there.
     """
     state = encoder_state(checkpoint, "encoder_q.0.") or encoder_state(checkpoint, "backbone.")
-    own = backbone.state_dict()
-    fitting = [key for key in own if key in state and state[key].shape == own[key].shape]
-    if len(fitting) < len(own) or len(state) > len(own):
-        raise UserError(
-            f"{path} does not fit: it seems to be {describe(checkpoint['state_dict'])}, {len(fitting)} of the "
-            f"{len(own)} tensors of this run's backbone ({describe(own).split()[-1]}) match; check --net")
-    backbone.load_state_dict(state)
+    load_state(backbone, state, path, checkpoint["state_dict"])
 
 
 def has_classifier(checkpoint: Checkpoint) -> bool:

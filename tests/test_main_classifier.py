@@ -276,7 +276,7 @@ BAD = {
     "test and pretrain": (("--test", "ft.tar", "--pretrain", "pre.tar"), "exclude one another"),
     "several layers": (("--num_fc", "2"), "--num_fc"),
     "offline": (("--test", "CoCLR-ucf101-rgb", "--offline"), "--offline: CoCLR-ucf101-rgb is not in the cache"),
-    "small clips": (("--seq_len", "4"), "--seq_len 4 --img_dim 32 is too small"),
+    "small clips": (("--seq_len", "4"), "--seq_len 4 --img_dim 32 are too small"),
     "dropout": (("--dropout", "1"), "--dropout 1"),
     "few videos": (("--batch_size", "32"), "9 videos.*--batch_size"),
 }

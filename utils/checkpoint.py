@@ -78,16 +78,20 @@ def describe(state: dict[str, Tensor]) -> str:
     return f"{model} on {network}"
 
 
-def load_state(module: nn.Module, state: dict[str, Tensor], path: str | Path) -> None:
-    """Load ``state`` strictly; UserError, saying what the checkpoint seems to be, when it does not fit."""
+def load_state(module: nn.Module, state: dict[str, Tensor], path: str | Path,
+               whole: dict[str, Tensor] | None = None) -> None:
+    """Load ``state``, a part of the ``whole`` state of a checkpoint or all of it, strictly into ``module``.
+
+    UserError, saying what the checkpoint seems to be, when it does not fit.
+    """
     own = module.state_dict()
-    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    shapes = [key for key in own.keys() & state.keys() if own[key].shape != state[key].shape]
-    if missing or extra or shapes:
-        detail = (f"lacks {missing[0]}" if missing else f"has {extra[0]} too many" if extra else
-                  f"{shapes[0]} is {list(state[shapes[0]].shape)}, not {list(own[shapes[0]].shape)}")
-        raise UserError(f"{path} does not fit: it seems to be {describe(state)}, this run is {describe(own)} "
-                        f"({detail}); check --net, --model, --moco-k and --moco-dim")
+    shapes = [{key: value.shape for key, value in part.items()} for part in (own, state)]
+    wrong = sorted(dict(shapes[0].items() ^ shapes[1].items()))
+    if wrong:
+        fitting = len(own) - len(own.keys() & wrong)
+        raise UserError(f"{path} does not fit: it seems to be {describe(whole or state)}; {fitting} of the {len(own)} "
+                        f"tensors wanted for {describe(own)} match, {wrong[0]} does not; check --net, --model, "
+                        "--moco-k and --moco-dim")
     module.load_state_dict(state)
 
 

@@ -236,6 +236,7 @@ class Trainer:
         last = self.batches.batches_per_epoch() - 1
         for number, batch, wait in self._loaded(epoch):
             waited += wait
+            batch = self.loader.dataset.with_clips(batch, self.world.device)
             self._report_broken(batch)
             self.meters.add(self._update(batch))
             names.append(batch["index"])
@@ -263,8 +264,7 @@ class Trainer:
         # what a step draws follows from its number and rank, so that a resumed run draws what an undisturbed one would
         torch.manual_seed((args.seed * 1_000_003 + self.iteration) * 1009 + self.world.rank)
         clips = augment_batch(batch, device, args.channels_last)
-        batch = {name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-                 for name, value in batch.items() if name not in ("clips", "draws", "index")}
+        batch = {name: batch[name].to(device, non_blocking=True) for name in ("label", "source")}
         with autocast(args.precision, device):
             loss, scalars = self.step(self.parallel, clips, batch, self.iteration)
         if loss is not None:

@@ -94,14 +94,15 @@ def add_training_options(parser: Parser, batch_size: int, lr: float, wd: float, 
     group.add_argument("--name_prefix", default="", help="start of the run's name")
 
 
-def add_speed_options(parser: Parser) -> None:
-    """Numerics and memory layout."""
+def add_speed_options(parser: Parser) -> argparse._ArgumentGroup:
+    """Numerics and memory layout; returns the group."""
     group = parser.add_argument_group("speed")
     group.add_argument("--precision", default="fp32", choices=["fp32", "bf16", "fp16"],
                        help="arithmetic of the encoders; logits, losses and queue are always fp32")
     group.add_argument("--channels_last", action="store_true",
                        help="channels-last memory layout; on a CPU, where it is quicker, always")
     group.add_argument("--compile", action="store_true", help="torch.compile the encoders")
+    return group
 
 
 def add_launch_options(parser: Parser) -> None:
@@ -128,6 +129,8 @@ def pretraining_parser(description: str, models: list[str], dataset: str, worker
     group.add_argument("--moco-t", type=float, default=0.07, help="temperature")
     group.add_argument("--bn_splits", type=positive_int,
                        help="groups in which each process normalises its batch; 2 for one process, 1 for several")
-    add_speed_options(parser)
+    add_speed_options(parser).add_argument(
+        "--decode", default="cpu", choices=["cpu", "gpu"],
+        help="where JPEGs are decoded, cropped and resized: by the loader's processes or, with nvJPEG, by the GPU")
     add_launch_options(parser)
     return parser

@@ -1,6 +1,5 @@
 """What main_nce and main_coclr share: everything but the model's step and how its encoders start."""
 import argparse
-import copy
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +7,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from utils.checkpoint import describe, encoder_state, load_checkpoint
+from backbone.select_backbone import feature_shape
+from utils.checkpoint import encoder_state, load_checkpoint, load_state
 from utils.engine import Step, Trainer, checkpoint_to_resume, run_folder
 from utils.errors import UserError
 from utils.launch import World
@@ -37,32 +37,16 @@ def load_encoder(encoder: nn.Module, path: str) -> int:
     Raises UserError when the file holds no such encoder, or one of another network.
     """
     checkpoint = load_checkpoint(path)
-    state, own = encoder_state(checkpoint), encoder.state_dict()
-    wrong = sorted(own.keys() ^ state.keys()) + sorted(
-        key for key in own.keys() & state.keys() if own[key].shape != state[key].shape)
-    if wrong:
-        raise UserError(f"{path} does not fit: it seems to be {describe(checkpoint['state_dict'])}, this run is "
-                        f"{describe(own)} ({len(wrong)} encoder_q keys differ, first {wrong[0]}); check --net and "
-                        "--moco-dim")
-    encoder.load_state_dict(state)
+    load_state(encoder, encoder_state(checkpoint), path, checkpoint["state_dict"])
     return int(checkpoint.get("epoch", -1))
 
 
-def refuse_small_clips(encoder: nn.Module, args: argparse.Namespace) -> None:
-    """UserError when clips of --seq_len and --img_dim leave the backbone, or its batch norm, without values to work on.
-
-    Computes shapes alone.
-    """
-    group = args.batch_size // args.bn_splits
-    try:
-        backbone = copy.deepcopy(encoder[0]).to("meta").eval()
-        features = backbone(torch.empty(group, 3, args.seq_len, args.img_dim, args.img_dim, device="meta"))
-        if features[:, 0].numel() == 1:
-            raise UserError(f"--batch_size {args.batch_size} --bn_splits {args.bn_splits} leaves one value per channel "
-                            "to normalise; raise --batch_size, --seq_len or --img_dim")
-    except RuntimeError as error:
-        raise UserError(f"clips of --seq_len {args.seq_len} --img_dim {args.img_dim} are too small for --net {args.net}"
-                        " (s3d needs 8 frames of 32 pixels)") from error
+def refuse_small_clips(args: argparse.Namespace) -> None:
+    """UserError when clips of --seq_len and --img_dim leave the backbone, or its batch norm, too few values."""
+    shape = feature_shape(args.net, args.seq_len, args.img_dim)
+    if args.batch_size // args.bn_splits * shape[1:].numel() == 1:
+        raise UserError(f"--batch_size {args.batch_size} --bn_splits {args.bn_splits} leaves one value per channel to "
+                        "normalise; raise --batch_size, --seq_len or --img_dim")
 
 
 def run_name(args: argparse.Namespace, method: str) -> str:
@@ -74,7 +58,7 @@ def run_name(args: argparse.Namespace, method: str) -> str:
 def pretrain(args: argparse.Namespace, world: World, model: nn.Module, step: Step,
              loader: torch.utils.data.DataLoader, method: str, start: Callable[[], None]) -> Path:
     """Train ``model`` up to --epochs, from ``start()`` unless resumed; returns the run's folder."""
-    refuse_small_clips(model.encoder_q, args)
+    refuse_small_clips(args)
     folder = run_folder(args, run_name(args, method), world)
     resume = checkpoint_to_resume(args.resume, folder)
     if resume is None:

@@ -1,4 +1,5 @@
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -183,3 +184,34 @@ def test_kinetics_has_a_database_per_part(tmp_path):
     assert len(train) == 12
     assert sorted(train.sources) == list(range(12)), "every video is its own source"
     assert len(open_videos("k400", "test", 4, 1, tmp_path)) == 6
+
+
+@pytest.mark.parametrize("name", ["tiny-2clip", "tiny-2stream-2clip"])
+def test_encoded_batches_decoded_on_the_device_are_those_of_the_workers(root, name):
+    """The CPU stands for the device: torchvision decodes there too."""
+    videos = open_tiny(root, name)
+    batches = []
+    for encoded in (False, True):
+        loader = make_loader(ClipDataset(videos, 4, 2, 16, seed=0, encoded=encoded), 4, 0, 0, 1, torch.device("cpu"))
+        batches.append([loader.dataset.with_clips(batch, torch.device("cpu")) for batch in loader])
+        assert all(("jpegs" in batch) == encoded for batch in batches[-1])
+    for ours, theirs in zip(*batches, strict=True):
+        assert (ours["clips"].float() - theirs["clips"].float()).abs().max() <= 1
+        assert ours.keys() <= theirs.keys()
+        assert all(torch.equal(value, theirs["draws"][key]) for key, value in ours["draws"].items())
+
+
+def test_a_jpeg_that_the_device_cannot_decode_is_left_out(root, monkeypatch, caplog):
+    data = ClipDataset(open_tiny(root), 4, 2, 16, seed=0, encoded=True)
+    read = type(data.videos.stores["rgb"]).read_frames
+    broken = int(data.videos.positions["rgb"][1])
+    monkeypatch.setattr(type(data.videos.stores["rgb"]), "read_frames", lambda self, position, indices: [
+        jpeg[:jpeg.index(b"\xff\xda")] if position == broken else jpeg for jpeg in read(self, position, indices)])
+    logging.getLogger("coclr").propagate = True
+    batch = data.with_clips(module.join_jpegs([data[5, 0], data[5, 1]]), torch.device("cpu"))
+    assert "decoded on the CPU" in caplog.text
+    assert batch["broken"][0] == ""
+    assert data.videos.names[1] in batch["broken"][1]
+    data.encoded = False
+    assert torch.equal(batch["clips"][0], data[5, 0]["clips"])
+    assert batch["index"].tolist() == [0, 2]

@@ -112,3 +112,16 @@ def test_box_scales_with_frames_of_another_size():
     assert torch.equal(crop.crop_resize([large], box, 16, reference=(40, 60))[0], clip[1])
     speck = crop.crop_resize([small, picture(1, 1)], (39, 59, 1, 1), 4)[1]  # never an empty cut
     assert (speck == torch.from_numpy(picture(1, 1))).all()
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"exif": rotated()}, {"restart_marker_rows": 1}])
+def test_size_in_the_head_of_a_jpeg(options):
+    for mode in ("RGB", "L", "CMYK"):
+        assert crop.frame_size(jpeg(Image.fromarray(picture(37, 50)).convert(mode), **options)) == (37, 50)
+
+
+def test_no_size_in_what_is_no_jpeg():
+    whole = jpeg(Image.fromarray(picture()))
+    for broken in (b"", b"\xff\xd8", b"GIF89a" * 9, whole[:40], b"\xff" * 99, b"\xff\xd8" + b"\xff\xe0\0\0" * 9):
+        with pytest.raises(ValueError, match="not a JPEG with a size"):
+            crop.frame_size(broken)
