@@ -49,6 +49,7 @@ VARIANTS = {
     "plain tf32": (None, True),
     "fp32": ([], False),
     "fp32 channels-last": (["--channels_last"], False),
+    "fp32 channels-last compiled": (["--channels_last", "--compile"], False),
     "tf32 channels-last": (["--channels_last"], True),
     "bf16 channels-last": (["--channels_last", "--precision", "bf16"], True),
     "bf16 channels-last compiled": (["--channels_last", "--precision", "bf16", "--compile"], True),

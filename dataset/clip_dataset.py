@@ -24,7 +24,7 @@ from utils.errors import UserError
 
 log = logging.getLogger("coclr")
 
-FRAMES_AT_ONCE = 4  # full-size frames held by a worker; with all of them a sample costs up to 1700 page faults
+FRAMES_AT_ONCE = 8  # full-size frames held by a worker; with all of them a sample costs up to 1700 page faults
 
 Box = tuple[int, int, int, int]  # top, left, height, width in pixels
 Sample = dict[str, Tensor | dict | list[bytes] | int | str]

@@ -4,6 +4,7 @@ import ctypes
 import logging
 import os
 import re
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -86,6 +87,9 @@ def start(args: argparse.Namespace) -> World:
         args.channels_last = True  # quicker there in every precision
         set_up_cpu()
     if size > 1:
+        # names of torch 2.14, which 2.11 lacks; and strides of 1x1x1 kernels, which mean nothing
+        warnings.filterwarnings("ignore", ".*(broadcast_buffers|all_gather_into_tensor)` is deprecated", FutureWarning)
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
         backend = args.dist_backend or ("nccl" if device.type == "cuda" else "gloo")
         if backend == "nccl" and device.type == "cpu":
             raise UserError("--dist-backend nccl needs a GPU for each process; on a CPU use gloo")
