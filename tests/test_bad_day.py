@@ -60,6 +60,22 @@ def test_stopped_run_loses_and_repeats_nothing(cwd, undisturbed):
     assert not list((folder / "model").glob(".*.part"))
 
 
+@pytest.mark.slow
+def test_stopped_where_every_step_ends_an_epoch(cwd):
+    words = (*NCE, "--batch_size", "16", "--moco-k", "16", "--resume", "auto", "--epochs")
+    folder = cwd / "log-pretrain/infonce_k16_tiny-2clip-32_s3d_bs16_lr0.001_seq2_len8_ds1"
+    with Started(*words, "50", cwd=cwd) as process:
+        process.wait_for_steps(folder, 1)
+        process.send_signal(signal.SIGTERM)
+        assert process.finish().returncode == 128 + signal.SIGTERM
+    saved = load_checkpoint(folder / "model/interrupted.pth.tar")
+    assert (saved["iteration"], saved["batches"]) == (saved["epoch"] + 2, 1)
+    run_ok(*words, str(saved["epoch"] + 4), cwd=cwd)
+    assert sorted(losses(folder)) == list(range(saved["epoch"] + 4))
+    assert {path.name for path in (folder / "model").glob("epoch*")} == {f"epoch{saved['epoch'] + 3}.pth.tar"}
+    assert "nan" not in (folder / "log.txt").read_text()
+
+
 @pytest.fixture(scope="module")
 def two_ranks(tiny):
     """Folder of an undisturbed run of two processes, three epochs."""

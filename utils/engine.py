@@ -252,7 +252,7 @@ class Trainer:
                 speed = {"lr": lr, "clips_per_second": rate, "data_wait": waited / seconds}
                 self._record(epoch, number + 1, steps, speed, scalars)
                 waited, names, window_start = 0.0, [], time.perf_counter()
-            if number_of_signal and number != last:
+            if number_of_signal:
                 self.first_batch = number + 1
                 return number_of_signal
         self.first_batch = 0
