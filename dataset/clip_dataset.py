@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from dataset.clips import train_clip
-from dataset.crop import crop_resize, decode, frame_size
+from dataset.crop import Box, decode_and_crop
 from dataset.device_decode import decode_clips, device_decodes
+from dataset.jpeg import frame_size
 from dataset.registry import Videos, open_videos, parse_name
 from dataset.store import BrokenVideo
 from dataset.views import View, draw_augmentation, draw_crop, draw_pretrain_views
@@ -24,9 +25,6 @@ from utils.errors import UserError
 
 log = logging.getLogger("coclr")
 
-FRAMES_AT_ONCE = 8  # full-size frames held by a worker; with all of them a sample costs up to 1700 page faults
-
-Box = tuple[int, int, int, int]  # top, left, height, width in pixels
 Sample = dict[str, Tensor | dict | list[bytes] | int | str]
 
 
@@ -106,16 +104,10 @@ class ClipDataset(Dataset):
         """Clips of the JPEGs of each stream; ``frames`` [V, T], ascending, says which of them make the views."""
         pixels = torch.empty(len(frames), len(jpegs), self.seq_len, self.img_dim, self.img_dim, 3, dtype=torch.uint8)
         for number, (stream, encoded) in enumerate(jpegs.items()):
-            for start in range(0, len(encoded), FRAMES_AT_ONCE):
-                try:
-                    part = [decode(jpeg) for jpeg in encoded[start:start + FRAMES_AT_ONCE]]
-                except ValueError as error:
-                    raise ValueError(f"{stream} frame: {error}") from error
-                for shown, box, out in zip(frames, boxes, pixels[:, number], strict=True):
-                    first, end = np.searchsorted(shown, (start, start + len(part)))
-                    if first < end:
-                        crop_resize([part[i - start] for i in shown[first:end]], box, self.img_dim, reference,
-                                    out[first:end])
+            try:
+                decode_and_crop(encoded, frames, boxes, reference, pixels[:, number])
+            except ValueError as error:
+                raise ValueError(f"{stream} frame: {error}") from error
         return pixels
 
     def with_clips(self, batch: Sample, device: torch.device) -> Sample:

@@ -1,54 +1,39 @@
-"""JPEG bytes to frames, frames to one small uint8 clip by crop and resize; on the CPU unless frames lie on a device.
+"""Frames to one small uint8 clip by crop and resize; on the CPU unless the frames lie on a device.
 
-Both follow Pillow, which the original used: frames equal ``Image.open(...).convert("RGB")``; resizing equals
-``crop(...).resize(..., BICUBIC)``, which antialiases, within one or two grey levels (more for single pixels at hard
-edges). On the CPU both run on the calling thread.
+Resizing equals Pillow's ``crop(...).resize(..., BICUBIC)``, which the original used and which antialiases, within one
+or two grey levels (more for single pixels at hard edges). On the CPU it runs on the calling thread.
 """
-import struct
 from collections.abc import Sequence
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-CHUNK = 8  # frames resized in one call: enough to share the filter weights, few enough to stay in the cache
+from dataset.jpeg import decode
+
+FRAMES_AT_ONCE = 8  # held at full size and resized in one call: they share filter weights and stay in the cache
+
+Box = tuple[int, int, int, int]  # top, left, height, width in pixels
 
 
-def decode(jpeg: bytes) -> np.ndarray:
-    """Decode a JPEG to RGB, uint8 [H, W, 3]; grey and CMYK are converted, an EXIF rotation is not applied.
+def decode_and_crop(jpegs: Sequence[bytes], shown: np.ndarray, boxes: Sequence[Box], reference: tuple[int, int],
+                    out: torch.Tensor) -> None:
+    """Make clips of JPEGs, each decoded once: ``out[v, t]`` becomes ``boxes[v]`` of ``jpegs[shown[v, t]]``.
 
-    Raises ValueError if the bytes are not a whole JPEG.
+    shown: int [V, T], ascending in t. boxes, reference: see ``crop_resize``. out: uint8 [V, T, S, S, 3]. Raises
+    ValueError for a JPEG that cannot be decoded.
     """
-    if not jpeg.startswith(b"\xff\xd8"):
-        raise ValueError(f"not a JPEG: {len(jpeg)} bytes that start with {jpeg[:4]!r}")
-    # as fast as torchvision's (deprecated) decoder, twice as fast as Pillow: see benchmarks/loader.py
-    frame = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
-    if frame is None:
-        raise ValueError(f"broken JPEG of {len(jpeg)} bytes")
-    return frame
+    for start in range(0, len(jpegs), FRAMES_AT_ONCE):
+        frames = [decode(jpeg) for jpeg in jpegs[start:start + FRAMES_AT_ONCE]]
+        for indices, box, clip in zip(shown, boxes, out, strict=True):
+            first, end = np.searchsorted(indices, (start, start + len(frames)))
+            if first < end:
+                crop_resize([frames[i - start] for i in indices[first:end]], box, out.shape[-2], reference,
+                            clip[first:end])
 
 
-def frame_size(jpeg: bytes) -> tuple[int, int]:
-    """(height, width) in pixels that the head of a JPEG announces; raises ValueError if it has none."""
-    at = 2
-    while at + 9 <= len(jpeg) and jpeg[at] == 0xFF:
-        kind, length = jpeg[at + 1], struct.unpack_from(">H", jpeg, at + 2)[0]
-        if 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):  # start of frame, of any coding
-            height, width = struct.unpack_from(">HH", jpeg, at + 5)
-            if height and width:
-                return height, width
-        at += 1 if kind == 0xFF else 2 + length
-    raise ValueError(f"not a JPEG with a size: {len(jpeg)} bytes that start with {jpeg[:4]!r}")
-
-
-def crop_resize(
-    frames: Sequence[np.ndarray | torch.Tensor],
-    box: tuple[int, int, int, int],
-    size: int,
-    reference: tuple[int, int] | None = None,
-    out: torch.Tensor | None = None,
-) -> torch.Tensor:
+def crop_resize(frames: Sequence[np.ndarray | torch.Tensor], box: Box, size: int,
+                reference: tuple[int, int] | None = None, out: torch.Tensor | None = None) -> torch.Tensor:
     """Cut ``box`` from every frame and resize it to ``size`` x ``size`` pixels, bicubic with antialias.
 
     frames: T arrays, or tensors on one device, uint8 [H, W, 3]. box: (top, left, height, width) in pixels of a frame of
@@ -57,7 +42,7 @@ def crop_resize(
     """
     reference = reference or tuple(frames[0].shape[:2])
     crops = [_cut(frame, box, reference) for frame in frames]
-    step = CHUNK if len({crop.shape for crop in crops}) == 1 else 1
+    step = FRAMES_AT_ONCE if len({crop.shape for crop in crops}) == 1 else 1
     clip = torch.empty(len(crops), size, size, 3, dtype=torch.uint8) if out is None else out
     for start in range(0, len(crops), step):
         chunk = crops[start : start + step]
@@ -72,8 +57,7 @@ def crop_resize(
     return clip
 
 
-def _cut(frame: np.ndarray | torch.Tensor, box: tuple[int, int, int, int], reference: tuple[int, int]
-         ) -> np.ndarray | torch.Tensor:
+def _cut(frame: np.ndarray | torch.Tensor, box: Box, reference: tuple[int, int]) -> np.ndarray | torch.Tensor:
     """The part of ``frame`` [H, W, 3] under ``box``, which is given for a frame of ``reference`` pixels."""
     edges = []
     for start, extent, length, expected in zip(box[:2], box[2:], frame.shape[:2], reference, strict=True):

@@ -2,7 +2,8 @@
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from dataset.flow import compute_flow, encode_flow
 from dataset.footage import Video
+from dataset.jpeg import decode, decode_whole, encode
 from dataset.store import BrokenVideo
 
 EXACT_COUNT = (".avi", ".mp4")  # containers that store their number of frames; for the others it is an estimate
@@ -38,14 +40,11 @@ def make_frames(video: Video, options: Options, flow_clock: list[float]) -> Iter
     Flow is computed between the RGB frames as stored, that is after resizing and JPEG. Seconds spent in the flow method
     are added to ``flow_clock[0]``. Raises BrokenVideo.
     """
-    def to_jpeg(image: np.ndarray) -> bytes:
-        return cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, options.quality])[1].tobytes()
-
-    files = frame_files(video) if os.path.isdir(video.path) else {}
-    flow_given = ("flow" in files or "flow_x" in files) and options.short_side is None
+    files = frame_files(video) if os.path.isdir(video.path) else None
+    flow_given = files is not None and ("flow" in files or "flow_x" in files) and options.short_side is None
     previous = None
     try:
-        for jpeg in _rgb_frames(video, files, options, to_jpeg):
+        for jpeg in _rgb_frames(video, files, options):
             if "rgb" in options.streams:
                 yield "rgb", jpeg
             if "flow" in options.streams and not flow_given:
@@ -56,30 +55,32 @@ def make_frames(video: Video, options: Options, flow_clock: list[float]) -> Iter
                     start = time.perf_counter()
                     flow = compute_flow(previous, grey, options.flow)
                     flow_clock[0] += time.perf_counter() - start
-                    yield "flow", to_jpeg(encode_flow(flow, options.bound)[..., ::-1])
+                    yield "flow", encode(encode_flow(flow, options.bound)[..., ::-1], options.quality)
                 previous = grey
         if "flow" in options.streams and flow_given:
-            for jpeg in read_flow_files(video, files, to_jpeg):
+            for jpeg in read_flow_files(video, files, options.quality):
                 yield "flow", jpeg
     except cv2.error as error:
         raise BrokenVideo(video.name, f"OpenCV: {error.err or error}") from error
 
 
-def _rgb_frames(video: Video, files: dict[str, list[str]], options: Options,
-                to_jpeg: Callable[[np.ndarray], bytes]) -> Iterator[bytes]:
-    if os.path.isdir(video.path):
-        jpegs = read_jpegs(video, files.get("rgb", ()))
-        if options.fps is not None:
-            raise BrokenVideo(video.name, "--fps needs a video file: a folder of frames does not say its rate")
-        for jpeg in jpegs:
-            yield jpeg if options.short_side is None else to_jpeg(resize(decode(jpeg), options.short_side))
-    else:
+def _rgb_frames(video: Video, files: dict[str, list[str]] | None, options: Options) -> Iterator[bytes]:
+    if files is None:
         for frame in read_video(video, options.fps):
-            yield to_jpeg(frame if options.short_side is None else resize(frame, options.short_side))
+            yield encode(resize(frame, options.short_side), options.quality)
+        return
+    if options.fps is not None:
+        raise BrokenVideo(video.name, "--fps needs a video file: a folder of frames does not say its rate")
+    for jpeg in read_jpegs(video, files.get("rgb", ())):
+        if options.short_side is not None:
+            jpeg = encode(resize(decode(jpeg, cv2.IMREAD_COLOR), options.short_side), options.quality)
+        yield jpeg
 
 
-def resize(frame: np.ndarray, short_side: int) -> np.ndarray:
-    """Scale [H, W, 3] so that the shorter side is ``short_side``: by area averaging, bilinear if it grows."""
+def resize(frame: np.ndarray, short_side: int | None) -> np.ndarray:
+    """Scale [H, W, 3] to a shorter side of ``short_side``, None: not; by area averaging, bilinear if it grows."""
+    if short_side is None:
+        return frame
     height, width = frame.shape[:2]
     scale = short_side / min(height, width)
     size = (short_side, round(height * scale)) if width <= height else (round(width * scale), short_side)
@@ -117,16 +118,14 @@ def read_video(video: Video, fps: float | None = None) -> Iterator[np.ndarray]:
 
 def frame_files(video: Video) -> dict[str, list[str]]:
     """Paths of extracted frames by number: "rgb" image_00001.jpg ..., "flow_x", "flow_y", or 3-channel "flow"."""
-    found: dict[str, list[tuple[int, str]]] = {}
+    found: dict[str, list[tuple[int, str]]] = defaultdict(list)
     try:
         names = os.listdir(video.path)
     except OSError as error:
         raise BrokenVideo(video.name, f"cannot read {video.path}: {error.strerror}") from error
-    for name in names:
-        match = IMAGE.match(name)
-        if match:
-            kind = match["kind"].lower()
-            found.setdefault(KIND.get(kind, kind), []).append((int(match["number"]), os.path.join(video.path, name)))
+    for match in filter(None, map(IMAGE.match, names)):
+        kind = match["kind"].lower()
+        found[KIND.get(kind, kind)].append((int(match["number"]), os.path.join(video.path, match.string)))
     if len(found.get("flow_x", ())) != len(found.get("flow_y", ())):
         raise BrokenVideo(video.name, f"flow_x and flow_y files in {video.path} do not pair up")
     last = len(found["rgb"]) - 1 if "rgb" in found else None  # some tools repeat the last flow
@@ -139,32 +138,21 @@ def read_jpegs(video: Video, paths: Iterable[str]) -> Iterator[bytes]:
     for path in paths:
         try:
             jpeg = Path(path).read_bytes()
+            decode_whole(jpeg)
         except OSError as error:
             raise BrokenVideo(video.name, f"cannot read {path}: {error.strerror}") from error
-        if not is_whole(jpeg) or decode(jpeg) is None:
-            raise BrokenVideo(video.name, f"{path} is not a whole JPEG")
+        except ValueError as error:
+            raise BrokenVideo(video.name, f"{path} is not a whole JPEG") from error
         yield jpeg
 
 
-def read_flow_files(video: Video, files: dict[str, list[str]],
-                    encode: Callable[[np.ndarray], bytes]) -> Iterator[bytes]:
-    """Stored form, RGB (128, y, x), of the flow files: pairs are merged by ``encode``, 3-channel ones kept."""
+def read_flow_files(video: Video, files: dict[str, list[str]], quality: int) -> Iterator[bytes]:
+    """Stored form, RGB (128, y, x), of the flow files: pairs are merged and encoded, 3-channel ones kept."""
     if "flow" in files:
         yield from read_jpegs(video, files["flow"])
     else:
-        pairs = zip(read_jpegs(video, files["flow_x"]), read_jpegs(video, files["flow_y"]), strict=True)
-        for x, y in pairs:
-            x, y = decode(x, cv2.IMREAD_GRAYSCALE), decode(y, cv2.IMREAD_GRAYSCALE)
+        for pair in zip(*(read_jpegs(video, files[kind]) for kind in ("flow_x", "flow_y")), strict=True):
+            x, y = (decode(jpeg, cv2.IMREAD_GRAYSCALE) for jpeg in pair)
             if x.shape != y.shape:
                 raise BrokenVideo(video.name, f"flow_x and flow_y in {video.path} differ in size")
-            yield encode(np.dstack([x, y, np.full_like(x, 128)]))
-
-
-def is_whole(jpeg: bytes) -> bool:
-    """Whether a JPEG has its end; decoders fill in what is missing of a torn one."""
-    return jpeg.rstrip(b"\0").endswith(b"\xff\xd9")
-
-
-def decode(jpeg: bytes, mode: int = cv2.IMREAD_COLOR) -> np.ndarray | None:
-    """BGR uint8 [H, W, 3], or grey [H, W] for IMREAD_GRAYSCALE; None if it is no image."""
-    return cv2.imdecode(np.frombuffer(jpeg, np.uint8), mode) if jpeg else None
+            yield encode(np.dstack([x, y, np.full_like(x, 128)]), quality)

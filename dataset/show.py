@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 from dataset.flow import color_wheel, decode_flow
-from dataset.frames import decode
+from dataset.jpeg import decode
 from dataset.store import BrokenVideo, VideoStore
 from dataset.verify import pairs
 from utils.errors import UserError, one_line_errors
@@ -23,12 +23,11 @@ def read_images(store: VideoStore, video: str, times: np.ndarray) -> list[np.nda
     position = store.names.index(video)
     try:
         indices = np.rint(times * (store.num_frames(position) - 1)).astype(int)
-        images = [decode(jpeg, cv2.IMREAD_COLOR) for jpeg in store.read_frames(position, indices.tolist())]
+        return [decode(jpeg) for jpeg in store.read_frames(position, indices.tolist())]
     except BrokenVideo as error:
         raise UserError(f"cannot show {error}; see 'python -m dataset.verify'") from error
-    if any(image is None for image in images):
-        raise UserError(f"cannot show {video}: a frame is not a JPEG; see 'python -m dataset.verify --all'")
-    return [image[..., ::-1] for image in images]
+    except ValueError as error:
+        raise UserError(f"cannot show {video}: a frame is not a JPEG; see 'python -m dataset.verify --all'") from error
 
 
 def contact_sheet(rows: list[list[np.ndarray]]) -> np.ndarray:

@@ -4,11 +4,10 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import cv2
 import numpy as np
 from tqdm import tqdm
 
-from dataset.frames import decode, is_whole
+from dataset.jpeg import decode_whole
 from dataset.store import BrokenVideo, VideoStore
 from utils.errors import UserError, one_line_errors
 from utils.options import Parser, positive_int
@@ -64,13 +63,14 @@ def verify_frame(store: VideoStore, position: int, index: int, size: tuple[int, 
                  is_flow: bool) -> tuple[int, int]:
     """(width, height) of a frame; raises BrokenVideo if it does not decode, differs in size, or is not flow."""
     name, (jpeg,) = store.names[position], store.read_frames(position, [index])
-    image = decode(jpeg, cv2.IMREAD_COLOR) if is_whole(jpeg) else None
-    if image is None:
-        raise BrokenVideo(name, f"{store.path}: frame {index} is not a whole JPEG ({len(jpeg)} bytes)")
+    try:
+        image = decode_whole(jpeg)
+    except ValueError as error:
+        raise BrokenVideo(name, f"{store.path}: frame {index} is not a whole JPEG ({len(jpeg)} bytes)") from error
     height, width = image.shape[:2]
     if size not in (None, (width, height)):
         raise BrokenVideo(name, f"{store.path}: frame {index} is {width}x{height}, others are {size[0]}x{size[1]}")
-    red = float(image[..., 2].mean())
+    red = float(image[..., 0].mean())
     if is_flow and abs(red - 128) > 4:
         raise BrokenVideo(name, f"{store.path}: frame {index} is not flow: its red is {red:.0f}, not 128")
     return width, height

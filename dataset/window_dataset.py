@@ -9,15 +9,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from dataset.clip_dataset import start_worker
 from dataset.clips import test_windows
-from dataset.crop import crop_resize, decode
+from dataset.crop import Box, decode_and_crop
+from dataset.jpeg import frame_size
 from dataset.registry import Videos
 from dataset.store import BrokenVideo
 
 CROP_SHARE = 224 / 256  # side of a test crop as a share of the short side: 224 pixels of 256
 WINDOWS_PER_ITEM = 16  # longer videos are cut into several items, so that memory stays bounded
-FRAMES_AT_ONCE = 8  # full-size frames held by a worker; more would not stay in the cache
 
-Box = tuple[int, int, int, int]
 Item = dict[str, Tensor | int | str]
 
 
@@ -73,12 +72,9 @@ class WindowDataset(Dataset):
         jpegs = store.read_frames(int(self.videos.positions[stream][video]), needed.tolist())
         frames = torch.empty(self.crops, len(jpegs), self.img_dim, self.img_dim, 3, dtype=torch.uint8)
         try:
-            reference = None
-            for start in range(0, len(jpegs), FRAMES_AT_ONCE):
-                decoded = [decode(jpeg) for jpeg in jpegs[start:start + FRAMES_AT_ONCE]]
-                reference = reference or decoded[0].shape[:2]
-                for crop, box in enumerate(crop_boxes(*reference, self.crops)):
-                    frames[crop, start:start + len(decoded)] = crop_resize(decoded, box, self.img_dim, reference)
+            size = frame_size(jpegs[0])
+            shown = np.tile(np.arange(len(jpegs)), (self.crops, 1))
+            decode_and_crop(jpegs, shown, crop_boxes(*size, self.crops), size, frames)
         except ValueError as error:
             raise BrokenVideo(self.videos.names[video], f"{stream} frame: {error}") from error
         return frames

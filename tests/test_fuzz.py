@@ -13,7 +13,7 @@ from databases import jpeg, write_database
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from dataset.crop import decode
+from dataset.jpeg import decode
 from dataset.splits import find_split, read_classes
 from dataset.store import BrokenVideo, VideoStore
 from eval.features import load_features, read_provenance

@@ -11,7 +11,7 @@ from databases import make_dataset, write_database
 from runs import run_ranks
 
 import main_classifier
-from dataset.crop import decode
+from dataset.jpeg import decode
 from dataset.registry import open_videos
 from dataset.window_dataset import WindowDataset
 from eval import feature_linear_probe, merge_2stream_prob, report, retrieval

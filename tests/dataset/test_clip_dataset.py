@@ -9,6 +9,7 @@ import torch
 from databases import make_dataset
 
 import dataset.clip_dataset as module
+from dataset import crop
 from dataset.clip_dataset import ClipDataset, ShuffledBatches, make_loader
 from dataset.registry import open_videos, parse_name
 from dataset.views import View
@@ -101,7 +102,7 @@ def test_workers_and_ranks_change_nothing_but_who_draws(root):
 
 def test_only_the_frames_used_are_read_and_decoded_once(root, monkeypatch):
     decoded = []
-    monkeypatch.setattr(module, "decode", lambda jpeg, original=module.decode: decoded.append(jpeg) or original(jpeg))
+    monkeypatch.setattr(crop, "decode", lambda jpeg, original=crop.decode: decoded.append(jpeg) or original(jpeg))
     videos = open_tiny(root)
     one_clip = ClipDataset(videos, 4, 2, 16, seed=0, draw_views=lambda rng: (View(1, "strong"), View(1, "light")))
     for epoch in range(5):
@@ -121,7 +122,7 @@ def test_frames_held_at_once_change_nothing(root, monkeypatch, at_once):
     for seq_len in (4, 12):
         data = ClipDataset(open_tiny(root, "tiny-2stream-2clip"), seq_len, 2, 16, seed=0)
         items = [data[epoch, 1] for epoch in range(4)]
-        monkeypatch.setattr(module, "FRAMES_AT_ONCE", at_once)
+        monkeypatch.setattr(crop, "FRAMES_AT_ONCE", at_once)
         for epoch, item in enumerate(items):
             again = data[epoch, 1]
             assert torch.equal(again["clips"], item["clips"])

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from dataset import crop
+from dataset.jpeg import decode, frame_size
 
 
 def picture(height=61, width=83, seed=0):
@@ -44,7 +45,7 @@ JPEGS = {
 @pytest.mark.parametrize("kind", JPEGS)
 def test_decode_equals_pillow(kind):
     expected = np.asarray(Image.open(io.BytesIO(JPEGS[kind])).convert("RGB"))
-    frame = crop.decode(JPEGS[kind])
+    frame = decode(JPEGS[kind])
     assert frame.dtype == np.uint8
     assert frame.shape == expected.shape
     assert frame.flags.c_contiguous
@@ -60,7 +61,7 @@ def test_decode_equals_pillow(kind):
 )
 def test_decode_refuses_what_is_no_jpeg(data):
     with pytest.raises(ValueError, match="JPEG"):
-        crop.decode(data)
+        decode(data)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +93,7 @@ def test_crop_resize_equals_pillow(shape, box, size):
 
 
 def test_crop_resize_of_many_frames_keeps_their_order():
-    frames = [picture(seed=seed) for seed in range(2 * crop.CHUNK + 3)]
+    frames = [picture(seed=seed) for seed in range(2 * crop.FRAMES_AT_ONCE + 3)]
     clip = torch.zeros(len(frames) + 2, 24, 24, 3, dtype=torch.uint8)
     crop.crop_resize(frames, (5, 6, 40, 50), 24, out=clip[1:-1])
     assert not clip[0].any()
@@ -117,11 +118,11 @@ def test_box_scales_with_frames_of_another_size():
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"exif": rotated()}, {"restart_marker_rows": 1}])
 def test_size_in_the_head_of_a_jpeg(options):
     for mode in ("RGB", "L", "CMYK"):
-        assert crop.frame_size(jpeg(Image.fromarray(picture(37, 50)).convert(mode), **options)) == (37, 50)
+        assert frame_size(jpeg(Image.fromarray(picture(37, 50)).convert(mode), **options)) == (37, 50)
 
 
 def test_no_size_in_what_is_no_jpeg():
     whole = jpeg(Image.fromarray(picture()))
     for broken in (b"", b"\xff\xd8", b"GIF89a" * 9, whole[:40], b"\xff" * 99, b"\xff\xd8" + b"\xff\xe0\0\0" * 9):
         with pytest.raises(ValueError, match="not a JPEG with a size"):
-            crop.frame_size(broken)
+            frame_size(broken)

@@ -22,7 +22,8 @@ from PIL import Image
 from dataset import parts
 from dataset.flow import compute_flow, decode_flow, encode_flow
 from dataset.footage import Video, class_list, find_videos
-from dataset.frames import Options, is_whole, make_frames, read_video, resize
+from dataset.frames import Options, make_frames, read_video, resize
+from dataset.jpeg import decode, decode_whole
 from dataset.prepare import main
 from dataset.store import BrokenVideo, VideoStore
 from utils.errors import UserError
@@ -472,10 +473,11 @@ def test_video_that_kills_its_process_twice_is_left_out(footage, tmp_path):
 
 def test_a_jpeg_without_its_end_is_not_whole():
     jpeg = cv2.imencode(".jpg", picture(0))[1].tobytes()
-    assert is_whole(jpeg)
-    assert is_whole(jpeg + b"\0\0")  # padding
-    assert not is_whole(jpeg[:-2])
-    assert not is_whole(b"")
+    for whole in (jpeg, jpeg + b"\0\0"):  # padding
+        assert np.array_equal(decode_whole(whole), decode(jpeg))
+    for torn in (jpeg[:-2], b""):
+        with pytest.raises(ValueError, match="its end is missing"):
+            decode_whole(torn)
 
 
 def test_resize_keeps_aspect_and_antialiases():

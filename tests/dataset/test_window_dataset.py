@@ -8,6 +8,7 @@ import torch
 from databases import jpeg, make_dataset, write_database
 from torchvision.transforms.v2 import functional as tv
 
+from dataset import crop as crop_module
 from dataset import window_dataset
 from dataset.clips import test_windows as windows_of
 from dataset.crop import crop_resize
@@ -61,7 +62,7 @@ def test_item_shows_every_frame_of_every_window(videos, crops):
 def test_parts_of_a_long_video_are_its_windows_in_order(videos, monkeypatch):
     whole = WindowDataset(videos, 8, 1, 16)
     monkeypatch.setattr(window_dataset, "WINDOWS_PER_ITEM", 3)
-    monkeypatch.setattr(window_dataset, "FRAMES_AT_ONCE", 5)
+    monkeypatch.setattr(crop_module, "FRAMES_AT_ONCE", 5)
     parts = WindowDataset(videos, 8, 1, 16)
     assert len(parts) == 3 * len(videos)  # 8 windows: 3, 3, 2
     for video in range(len(videos)):

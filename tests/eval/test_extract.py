@@ -10,7 +10,8 @@ from torchvision.transforms.v2 import functional as tv
 from backbone.select_backbone import select_backbone
 from dataset import window_dataset
 from dataset.clips import test_windows as windows_of
-from dataset.crop import crop_resize, decode
+from dataset.crop import crop_resize
+from dataset.jpeg import decode
 from dataset.registry import open_videos
 from dataset.window_dataset import WindowDataset
 from eval.extract import CROPS, average_over_windows, folded, in_threads, views_of
