@@ -48,7 +48,7 @@ def find_videos(folder: Path) -> tuple[list[Video], dict[str, str]]:
             name = f"{label}/{stem}"
             if name in videos:
                 left_out[f"{label}/{entry.name}"] = f"another video has this name: {videos[name].path} is taken"
-            elif name.splitlines() != [name] or not _is_unicode(name):
+            elif name.encode(errors="ignore").decode().splitlines() != [name]:  # lines, or not UTF-8 on the disk
                 left_out[ascii(name)] = "the name has characters that a list of names cannot hold; rename it"
             else:
                 videos[name] = Video(name, entry.path)
@@ -57,14 +57,6 @@ def find_videos(folder: Path) -> tuple[list[Video], dict[str, str]]:
                         f"{folder}; --videos is the folder that holds one folder per class")
     rank = {label: i for i, label in enumerate(class_order(videos))}
     return sorted(videos.values(), key=lambda v: (rank[v.name.split("/")[0]], v.name)), left_out
-
-
-def _is_unicode(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:  # a name on the disk that is not UTF-8
-        return False
-    return True
 
 
 def _entries(folder: Path) -> list[os.DirEntry]:
@@ -110,8 +102,6 @@ def absent_videos(out: Path, names: set[str], parts: tuple[str, ...] = ("train",
 
 def class_list(out: Path, names: list[str]) -> list[str]:
     """Classes in order: those of ``classInd.txt`` ("1 Archery") if it has them all, else the ones of the names."""
-    found = class_order(names)
-    if (out / "classInd.txt").is_file():
-        listed = [line.split(maxsplit=1)[-1].strip() for line in read_lines(out / "classInd.txt")]
-        return listed if set(found) <= set(listed) else found
-    return found
+    found, path = class_order(names), out / "classInd.txt"
+    listed = [line.split(maxsplit=1)[-1].strip() for line in read_lines(path)] if path.is_file() else []
+    return listed if set(found) <= set(listed) else found

@@ -105,7 +105,7 @@ def open_videos(name: str, part: str, seq_len: int, ds: int, data_root: Path | s
                         "lists and the database")
 
     positions = {s: np.array([position[s][video] for video in chosen], dtype=np.int64) for s in stores}
-    frames = np.min([stores[s].frame_counts()[positions[s]] for s in stores], axis=0) if chosen else np.zeros(0)
+    frames = np.min([stores[s].frame_counts()[positions[s]] for s in stores], axis=0)
     keep = long_enough(frames, seq_len, ds, whole_clip=dataset.base == "k400")
     if not keep.all():
         log.info("%s %s: left out %d videos too short for %d frames at stride %d, or unreadable",

@@ -1,13 +1,15 @@
 """Classes, sources and train/test splits, from the names in a database or from list files beside it."""
 import csv
+import itertools
 import re
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from utils.errors import UserError
 
-UCF_NAME = re.compile(r"^(?P<source>v_.+_g(?P<group>\d+))_c\d+$")  # v_<Class>_gGG_cCC
+UCF_NAME = re.compile(r"(^|/)(?P<source>v_[^/]+_g(?P<group>\d+))_c\d+$")  # Class/v_<Class>_gGG_cCC
 
 
 def class_of(name: str) -> str:
@@ -34,12 +36,9 @@ def read_classes(folder: Path, names: Sequence[str]) -> list[str]:
 
 def source_ids(names: Sequence[str]) -> list[int]:
     """Id of the recording each video was cut from: equal for the clips of one UCF101 group, else one per video."""
-    sources = []
-    for name in names:
-        match = UCF_NAME.match(name.rsplit("/", 1)[-1])
-        sources.append(match["source"] if match else name)
-    rank = {source: i for i, source in enumerate(sorted(set(sources)))}
-    return [rank[source] for source in sources]
+    matches = [UCF_NAME.search(name) for name in names]
+    sources = [match["source"] if match else name for match, name in zip(matches, names, strict=True)]
+    return np.unique(sources, return_inverse=True)[1].tolist()
 
 
 def read_lines(path: Path) -> list[str]:
@@ -59,7 +58,7 @@ def ucf101_split(names: Sequence[str], split: int) -> dict[str, list[str]]:
     """UCF101's official split 1-3 by its rule: the test groups are 7 (split - 1) + 1 ... 7 split."""
     parts: dict[str, list[str]] = {"train": [], "test": []}
     for name in names:
-        match = UCF_NAME.match(name.rsplit("/", 1)[-1])
+        match = UCF_NAME.search(name)
         if not match:
             raise UserError(f"{name!r} is not a UCF101 name (Class/v_Class_gGG_cCC); is this database really UCF101?")
         parts["test" if (int(match["group"]) - 1) // 7 == split - 1 else "train"].append(name)
@@ -71,10 +70,7 @@ def read_ucf_lists(folder: Path, split: int) -> dict[str, list[str]] | None:
     paths = {part: folder / f"{part}list{split:02d}.txt" for part in ("train", "test")}
     if not any(path.is_file() for path in paths.values()):
         return None
-    return {
-        part: [without_suffix(line) for line in read_lines(path)]
-        for part, path in paths.items()
-    }
+    return {part: [without_suffix(line) for line in read_lines(path)] for part, path in paths.items()}
 
 
 def read_hmdb51_lists(folder: Path, split: int) -> dict[str, list[str]] | None:
@@ -108,11 +104,8 @@ def read_split_csv(folder: Path) -> dict[str, list[str]] | None:
 
 def even_split(names: Sequence[str]) -> dict[str, list[str]]:
     """Deterministic split without lists: of each class, in name order, every fourth video is for testing."""
-    by_class = defaultdict(list)
-    for name in sorted(names):
-        by_class[class_of(name)].append(name)
     parts: dict[str, list[str]] = {"train": [], "test": []}
-    for members in by_class.values():
+    for _, members in itertools.groupby(sorted(names), class_of):
         for i, name in enumerate(members):
             parts["test" if i % 4 == 3 else "train"].append(name)
     return parts
