@@ -3,11 +3,13 @@
 A mapped file that is damaged, or cut short while it is in use, ends the interpreter (SIGBUS). Here both are ValueError,
 a file whose name another has taken is read on as it was, and an open file may cross a fork.
 """
+import contextlib
 import os
 import struct
 from bisect import bisect_left, bisect_right
 
 MAGIC, BRANCH, LEAF, OVERFLOW_VALUE = 0xBEEFC0DE, 1, 2, 1  # as in lmdb.h and mdb.c, data version 1, 64 bits
+NO_PAGE = (1 << 64) - 1
 HEADER = 16  # bytes at the start of a page
 DEEPEST = 32
 SPARE_PAGES = 16  # LMDB may count a few freed pages at the end that it never wrote
@@ -49,8 +51,10 @@ class LmdbFile:
     def find(self, key: bytes) -> "Value | None":
         """The value of a key, None without one; ValueError in a damaged file."""
         number = self.root
-        try:
-            for _ in range(DEEPEST if number < 1 << 64 - 1 else 0):
+        if number == NO_PAGE:  # an empty database
+            return None
+        with contextlib.suppress(struct.error, IndexError):
+            for _ in range(DEEPEST):
                 page = self.read(number * self.page_size, self.page_size)
                 flags, end = struct.unpack_from("<HH", page, 10)
                 nodes = struct.unpack_from(f"<{(end - HEADER) // 2}H", page, HEADER)
@@ -71,11 +75,6 @@ class LmdbFile:
                     break
                 low, high = struct.unpack_from("<IH", page, nodes[bisect_right(nodes, key, lo=1, key=key_of) - 1])
                 number = low | high << 32
-            else:
-                if number == (1 << 64) - 1:
-                    return None  # an empty database
-        except (struct.error, IndexError) as error:
-            raise ValueError(f"page {number} is damaged") from error
         raise ValueError(f"page {number} is damaged")
 
 

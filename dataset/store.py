@@ -68,14 +68,13 @@ class VideoStore:
         Taken from ``__vlen__`` and ``__keys__`` where these are complete, else from the head of each record.
         """
         keys, lengths = self._meta("__keys__"), self._meta("__vlen__")
+        counts = np.zeros(len(self), dtype=np.int64)
         if isinstance(keys, list) and isinstance(lengths, list) and len(keys) == len(lengths) == len(self):
             positions = {_key(i): i for i in range(len(self))}
             if (all(isinstance(key, bytes) for key in keys) and positions.keys() == set(keys)
                     and all(isinstance(n, int) and 0 <= n < 1 << 32 for n in lengths)):
-                counts = np.zeros(len(self), dtype=np.int64)
                 counts[[positions[key] for key in keys]] = lengths
                 return counts
-        counts = np.zeros(len(self), dtype=np.int64)
         for position in range(len(self)):
             with contextlib.suppress(BrokenVideo):
                 counts[position] = self.num_frames(position)
@@ -83,30 +82,32 @@ class VideoStore:
 
     def num_frames(self, position: int) -> int:
         """Frames of one video, from the head of its record; raises BrokenVideo if it is missing or not a list."""
-        return self._with_record(position, lambda record: _list_header(record)[0])
+        with self._record(position) as record:
+            return _list_header(record)[0]
 
     def read_frames(self, position: int, indices: Sequence[int]) -> list[bytes]:
         """JPEG bytes of the asked frames alone; equal indices share one object.
 
         Raises BrokenVideo for a record that is missing, of another type or cut short, and for an index out of range.
         """
-        def copy(record: Value) -> list[bytes]:
+        with self._record(position) as record:
             spans = _frame_spans(record, indices)
             frames = {i: record[slice(*spans[i])] for i in set(indices)}
-            return [frames[i] for i in indices]
-
-        return self._with_record(position, copy)
+        return [frames[i] for i in indices]
 
     def record_size(self, position: int) -> int:
         """Bytes of one record; raises BrokenVideo if it is missing."""
-        return self._with_record(position, len)
+        with self._record(position) as record:
+            return len(record)
 
-    def _with_record(self, position: int, use: Callable[[Value], Any]) -> Any:
+    @contextlib.contextmanager
+    def _record(self, position: int) -> Iterator[Value]:
+        """The record of a video; what is wrong with it, or with its use, is raised as BrokenVideo."""
         try:
             record = self._file.find(_key(position))
             if record is None:
                 raise ValueError(f"there is no record {_key(position).decode()}")
-            return use(record)
+            yield record
         except (OSError, ValueError, IndexError) as error:
             raise BrokenVideo(self.names[position], f"{self.path}: {error}") from error
 
