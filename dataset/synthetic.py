@@ -159,12 +159,10 @@ def write_footage(out: Path, videos: int, size: int, frames: int, seed: int, job
         work = pool.map(partial(write_video, folder=part, size=size, frames=frames, seed=seed), todo, chunksize=4)
         list(tqdm(work, "synthetic videos", len(todo), unit="video", disable=None))
     first_test = videos - max(1, videos // 5)
-    lists = {"classInd": [f"{i} {name}" for i, name in enumerate(CLASSES, 1)], "trainlist01": [], "testlist01": []}
-    for name, number in todo:
-        if number < first_test:
-            lists["trainlist01"].append(f"{video_name(name, number)} {CLASSES.index(name) + 1}")
-        else:
-            lists["testlist01"].append(video_name(name, number))
+    lists = {"classInd": [f"{i} {name}" for i, name in enumerate(CLASSES, 1)],
+             "trainlist01": [f"{video_name(name, number)} {CLASSES.index(name) + 1}"
+                             for name, number in todo if number < first_test],
+             "testlist01": [video_name(name, number) for name, number in todo if number >= first_test]}
     for name, lines in lists.items():
         (part / f"{name}.txt").write_text("\n".join(lines) + "\n")
     part.rename(out)
