@@ -5,7 +5,6 @@ committed when the journal names it; what a killed process had not noted is as i
 """
 import contextlib
 import json
-import mmap
 import multiprocessing
 import os
 import signal
@@ -120,20 +119,15 @@ def prepare_videos(videos: list[Video], folder: Path, options: Options, jobs: in
     can crash) is replaced; the video it was at is tried once more, then left out.
     """
     context = multiprocessing.get_context("spawn")
-
-    def start() -> tuple[multiprocessing.Process, Connection]:
-        ours, theirs = context.Pipe()
-        process = context.Process(target=work, args=(theirs, folder, options), daemon=True)
-        process.start()
-        theirs.close()
-        return process, ours
-
     waiting, crashes, finished = deque(videos), Counter(), 0
     workers: dict[Connection, tuple[multiprocessing.Process, deque[Video]]] = {}  # with the videos each has
     try:
         while waiting or any(given for _, given in workers.values()):
             while len(workers) < min(jobs, len(videos)):
-                process, connection = start()
+                connection, theirs = context.Pipe()
+                process = context.Process(target=work, args=(theirs, folder, options), daemon=True)
+                process.start()
+                theirs.close()
                 workers[connection] = process, deque()
             for ahead in range(AHEAD):
                 for connection, (_, given) in workers.items():
@@ -193,12 +187,11 @@ def read_journals(folder: Path) -> dict[str, dict]:
     return entries
 
 
-def read_part(path: str, start: int, length: int, count: int) -> tuple[memoryview, int]:
-    """(record, number of frames) of a video in a part file; the record is mapped, not read."""
-    page = start % mmap.ALLOCATIONGRANULARITY
+def read_part(path: str, start: int, length: int, count: int) -> tuple[bytes, int]:
+    """(record, number of frames) of a video in a part file."""
     with open(path, "rb") as file:
-        try:
-            mapped = mmap.mmap(file.fileno(), page + length, access=mmap.ACCESS_READ, offset=start - page)
-        except ValueError as error:
-            raise UserError(f"{path} is shorter than its journal says; remove it and its .jsonl") from error
-    return memoryview(mapped)[page:], count
+        file.seek(start)
+        record = file.read(length)
+    if len(record) < length:
+        raise UserError(f"{path} is shorter than its journal says; remove it and its .jsonl")
+    return record, count

@@ -12,6 +12,7 @@ import os
 import shutil
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -86,17 +87,17 @@ def prepare_folder(source: Path, out: Path, options: Options, args: argparse.Nam
     folder = claim(out, options)
     with contextlib.ExitStack() as databases:
         if rank == 0:
-            merged = merging(order, done, {s: databases.enter_context(writing(out / f"{s}.lmdb"))
-                                           for s in options.streams})
+            waiting = deque(order)
+            add = {s: databases.enter_context(writing(out / f"{s}.lmdb")) for s in options.streams}
         for entry in _prepare_share(share, folder, options, args.jobs, len(videos)):
             done[entry["video"]] = entry
             if rank == 0:
-                next(merged)
+                merge(waiting, done, add)
         if rank > 0:
             return
         patience = 0 if args.merge or size == 1 else PATIENCE_SECONDS
         for _ in wait_for(by_name, done, folder, patience):
-            next(merged, None)
+            merge(waiting, done, add)
         left_out |= {name: entry["left_out"] for name, entry in done.items() if "left_out" in entry}
         copy_lists(lists, out)
         part = {"train": ("train",), "val": ("test",)}.get(out.name if args.name == "k400" else "", ("train", "test"))
@@ -172,14 +173,12 @@ def wait_for(videos: dict[str, Video], done: dict[str, dict], folder: Path, pati
     yield
 
 
-def merging(order: list[str], done: dict[str, dict], add: dict[str, Callable]) -> Iterator[None]:
-    """Each ``next`` puts the videos that are next in ``order`` and ``done`` by now into the databases."""
-    for name in order:
-        while name not in done:
-            yield
+def merge(waiting: deque[str], done: dict[str, dict], add: dict[str, Callable]) -> None:
+    """Put the first of the ``waiting`` videos, as far as they are ``done`` by now, into the databases."""
+    while waiting and waiting[0] in done:
+        name = waiting.popleft()
         for stream, record in done[name].get("records", {}).items():
             add[stream](name, *read_part(f"{done[name]['part']}.{stream}", *record))
-    yield
 
 
 def _report(out: Path, entries: dict[str, dict], left_out: dict[str, str], options: Options, began: float) -> None:
