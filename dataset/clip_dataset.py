@@ -62,16 +62,12 @@ class ClipDataset(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         epoch, index = key
         problems = []
-        for candidate in self._candidates(index):
+        for offset in range(len(self)):  # the video itself, then the ones that stand in for it while it is broken
             try:
-                return self._sample(epoch, candidate) | {"broken": "; ".join(problems)}
+                return self._sample(epoch, (index + offset) % len(self)) | {"broken": "; ".join(problems)}
             except BrokenVideo as error:
                 problems.append(str(error))
         raise UserError(f"every one of {len(self)} videos is unreadable, e.g. {problems[0]}; prepare them again")
-
-    def _candidates(self, index: int) -> Iterator[int]:
-        """The video itself, then the ones that stand in for it while it is broken."""
-        return ((index + offset) % len(self) for offset in range(len(self)))
 
     def _sample(self, epoch: int, index: int) -> Sample:
         videos = self.videos

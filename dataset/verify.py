@@ -27,7 +27,7 @@ def verify_store(store: VideoStore, sample: int | None, is_flow: bool, problems:
     announced = store.frame_counts()
     found: Found = {}
     chosen = range(len(store)) if sample is None else np.linspace(0, len(store) - 1, min(sample, len(store)), dtype=int)
-    chosen, record_bytes, decoded, sizes = set(chosen), 0, 0, Counter()
+    chosen, record_bytes, sizes = set(chosen), 0, Counter()
     for name, count in Counter(store.names).items():
         if count > 1:
             problems.append(f"{name}: {count} records have this name")
@@ -39,11 +39,9 @@ def verify_store(store: VideoStore, sample: int | None, is_flow: bool, problems:
             if frames == 0:
                 raise BrokenVideo(name, "no frames")
             if position in chosen:
-                indices = range(frames) if sample is None else sorted({0, frames // 2, frames - 1})
-                for index in indices:
+                for index in range(frames) if sample is None else sorted({0, frames // 2, frames - 1}):
                     size = verify_frame(store, position, index, size, is_flow)
                     sizes[size] += 1
-                    decoded += 1
         except BrokenVideo as error:
             problems.append(str(error))
             found[name] = None
@@ -54,8 +52,8 @@ def verify_store(store: VideoStore, sample: int | None, is_flow: bool, problems:
     readable = [video for video in found.values() if video]
     frames = sum(count for count, _ in readable)
     print(f"{store.path}: {len(readable)} of {len(store)} videos readable, {frames} frames, {record_bytes / 1e6:.1f} "
-          f"MB, {record_bytes / max(frames, 1):.0f} bytes per frame; decoded {decoded} frames of {len(chosen)} videos, "
-          + (", ".join(f"{count} of {size[0]}x{size[1]}" for size, count in sizes.most_common(5)) or "none"))
+          f"MB, {record_bytes / max(frames, 1):.0f} bytes per frame; decoded {sizes.total()} frames of {len(chosen)} "
+          "videos, " + (", ".join(f"{count} of {size[0]}x{size[1]}" for size, count in sizes.most_common(5)) or "none"))
     return found
 
 
