@@ -8,11 +8,7 @@ Without --dataset, a temporary database of smooth noise (short side 256, JPEG qu
 """
 import argparse
 import os
-import platform
-import resource
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -21,8 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from backbone.select_backbone import select_backbone
+from benchmarks.common import in_turns, print_setting
 from dataset.clips import test_windows
-from dataset.crop import crop_resize, decode
+from dataset.crop import crop_resize
+from dataset.jpeg import decode, encode
 from dataset.registry import Videos, open_videos
 from dataset.store import pack_frames, write_store
 from dataset.window_dataset import WindowDataset, crop_boxes
@@ -42,7 +40,7 @@ def make_noise(folder: Path, videos: int, frames: int) -> None:
         rng = np.random.default_rng(int(name.rsplit("v", 1)[1]))
         image = cv2.resize(rng.integers(0, 256, (40, 60, 3), dtype=np.uint8), (460, 300), interpolation=cv2.INTER_CUBIC)
         shown = [image[t % 40:t % 40 + 256, t % 100:t % 100 + 340] for t in range(frames)]
-        jpegs = [cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes() for frame in shown]
+        jpegs = [encode(frame, 80) for frame in shown]
         return pack_frames(jpegs), frames
 
     (folder / "noise").mkdir()
@@ -67,16 +65,6 @@ def plain(network: nn.Module, videos: Videos, args: argparse.Namespace, device: 
     return torch.stack(features).cpu()
 
 
-def measured(work: Callable[[], Tensor]) -> tuple[Tensor, float, float]:
-    """Result, wall seconds and processor seconds (of this process and its workers)."""
-    def used() -> float:
-        return sum(r.ru_utime + r.ru_stime for r in map(resource.getrusage,
-                                                        (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
-    start, before = time.perf_counter(), used()
-    result = work()
-    return result, time.perf_counter() - start, used() - before
-
-
 def make_parser() -> Parser:
     parser = Parser(__doc__)
     parser.add_argument("--dataset", help="dataset whose test split is used, NAME[-f]")
@@ -89,7 +77,7 @@ def make_parser() -> Parser:
     parser.add_argument("--batch_size", type=positive_int, default=32, help="windows in one forward pass (ours)")
     parser.add_argument("-j", "--workers", type=int, default=2, help="loader processes (ours)")
     parser.add_argument("--threads", type=positive_int, default=1, help="threads of torch; ours uses all cores anyway")
-    parser.add_argument("--videos", type=positive_int, default=24, help="videos of noise, or of the dataset at most")
+    parser.add_argument("--videos", type=positive_int, default=24, help="videos of noise")
     parser.add_argument("--repeat", type=positive_int, default=3, help="runs of each, by turns; the fastest counts")
     return parser
 
@@ -97,6 +85,7 @@ def make_parser() -> Parser:
 @one_line_errors
 def main(argv: list[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
+    print_setting(argv)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(args.threads)
     cv2.setNumThreads(args.threads)
@@ -110,7 +99,8 @@ def main(argv: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         if not args.dataset:
             make_noise(Path(folder), args.videos, frames=90)
-        videos = open_videos(args.dataset or "noise", "test", args.seq_len, args.ds, args.data_root or folder)
+        videos = open_videos(args.dataset or "noise", "test", args.seq_len, args.ds,
+                             args.data_root if args.dataset else folder)
         dataset = WindowDataset(videos, args.seq_len, args.ds, args.img_dim)
 
         def ours() -> Tensor:
@@ -123,17 +113,17 @@ def main(argv: list[str] | None = None) -> None:
         def loop() -> Tensor:
             return plain(network.to(memory_format=torch.contiguous_format), videos, args, device)
 
-        runs = [(measured(loop), measured(ours)) for _ in range(args.repeat)]
-    (slow, *_), (fast, *_) = runs[0]
+        runs = in_turns({"plain loop": loop, "ours": ours}, args.repeat)
+    slow, fast = (rounds[0][0] for rounds in runs.values())
     difference = ((slow - fast).abs().max() / slow.abs().max()).item()
     if difference > 1e-5:
         raise UserError(f"features differ by {difference:.1e} of the largest; this should not happen")
     windows = sum(len(test_windows(int(n), args.seq_len, args.ds)) for n in videos.frames)
-    print(f"{platform.processor() or platform.machine()}, {device}, torch {torch.__version__}, plain loop on "
-          f"{args.threads} thread(s), ours on {len(os.sched_getaffinity(0))} core(s) with {args.workers} workers; "
-          f"{len(videos)} videos, {windows} windows of {args.seq_len} frames, {args.img_dim} pixels")
-    walls, processor = (np.array([[run[i] for run in pair] for pair in runs]).min(axis=0) for i in (1, 2))
-    for name, wall, cpu in zip(("plain loop", "ours"), walls, processor, strict=True):
+    print(f"{device}, plain loop on {args.threads} thread(s), ours on {len(os.sched_getaffinity(0))} core(s) with "
+          f"{args.workers} workers; {len(videos)} videos, {windows} windows of {args.seq_len} frames, {args.img_dim} "
+          "pixels")
+    walls, processor = ([min(run[i] for run in rounds) for rounds in runs.values()] for i in (1, 2))
+    for name, wall, cpu in zip(runs, walls, processor, strict=True):
         print(f"{name:10s} {wall:7.2f} s  {len(videos) / wall:7.2f} videos/s  {cpu:7.2f} s of processor time")
     print(f"{walls[0] / walls[1]:.2f} times as fast, {processor[0] / processor[1]:.2f} times less processor time, "
           f"features equal within {difference:.1e} of the largest")

@@ -13,13 +13,11 @@ by DIS). Compared are, for the same draws, two views of a video in RGB and in RG
 and then DataLoaders of ours with a growing number of workers. Everything runs on one thread per process. Medians and
 ranges are of ``--repeats`` rounds in turn; a DataLoader's round is an epoch.
 """
-import importlib.util
+import argparse
 import io
 import itertools
 import os
-import platform
 import statistics
-import sys
 import tempfile
 import time
 import warnings
@@ -35,11 +33,12 @@ import torchvision
 import torchvision.transforms.functional as TF
 from PIL import Image, ImageFilter
 
-from dataset import clip_dataset, crop
+from benchmarks.common import in_turns, print_setting, spread
 from dataset.clip_dataset import ClipDataset, join_jpegs, make_loader
 from dataset.clips import train_clip
 from dataset.flow import compute_flow, encode_flow
 from dataset.frames import resize
+from dataset.jpeg import decode, encode
 from dataset.registry import Videos
 from dataset.store import VideoStore, pack_frames, write_store
 from dataset.synthetic import CLASSES, render
@@ -71,7 +70,7 @@ def make_stores(paths: list[str], folder: Path) -> dict[str, VideoStore]:
         grey = [cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY) for frame in frames]
         flow = [encode_flow(compute_flow(a, b, "dis"))[..., ::-1] for a, b in itertools.pairwise(grey)]
         for stream, pictures in (("rgb", frames[:-1]), ("flow", flow)):
-            jpegs = [cv2.imencode(".jpg", p, [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes() for p in pictures]
+            jpegs = [encode(picture, 80) for picture in pictures]
             records[stream][f"video/{number}"] = pack_frames(jpegs), len(jpegs)
     for stream, record in records.items():
         write_store(folder / f"{stream}.lmdb", list(record), record.__getitem__)
@@ -120,89 +119,59 @@ def plain_frame(frame: Image.Image, draws: dict[str, np.ndarray], channel: int) 
     return TF.normalize(TF.to_tensor(frame), MEAN, STD)
 
 
-def frames_needed(dataset: ClipDataset, keys: list[tuple[int, int]]) -> list[bytes]:
-    """The JPEGs that ``dataset`` decodes for the samples of ``keys``."""
-    seen = []
-    clip_dataset.decode = lambda jpeg: seen.append(jpeg) or crop.decode(jpeg)
-    try:
-        for key in keys:
-            dataset[key]
-    finally:
-        clip_dataset.decode = crop.decode
-    return seen
-
-
-def compare(name: str, stores: dict[str, VideoStore], samples: int, repeats: int) -> None:
-    """Time them side by side, ``repeats`` times, and print medians and ranges in ms per sample."""
+def compare(name: str, stores: dict[str, VideoStore], args: argparse.Namespace) -> None:
+    """Time them side by side and print medians and ranges in ms per sample."""
     dataset, encoded = make_dataset(stores), make_dataset(stores, encoded=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    samples = args.samples
     keys = [(i // len(dataset), i % len(dataset)) for i in range(samples)]
     records = {}
     for stream, store in stores.items():
         every = [store.read_frames(position, range(store.num_frames(position))) for position in range(len(store))]
         records[stream] = [pack_frames(frames) for frames in every]
-    jpegs = frames_needed(dataset, keys)
+    jpegs = [jpeg for key in keys for jpeg in encoded[key]["jpegs"]]
     batch = join_jpegs([encoded[key] for key in keys])
     work: dict[str, Callable[[], object]] = {
         "plain": lambda: [plain_sample(dataset, records, *key) for key in keys],
-        "decode": lambda: [crop.decode(jpeg).shape for jpeg in jpegs],
+        "decode": lambda: decode_all(decode, jpegs),
         "ours": lambda: [dataset[key]["clips"].shape for key in keys],
         "encoded": lambda: [encoded[key]["frames"].shape for key in keys],
         f"device ({device})": lambda: encoded.with_clips(batch, device)["clips"].float().mean().item(),
     }
-    times = measure(work, repeats, samples)
+    times = measure(work, samples, args)
     print(f"{name}: {len(jpegs) / samples:.1f} frames of {np.mean([len(j) for j in jpegs]) / 1e3:.1f} kB per sample")
     for kind, values in times.items():
         print(f"  {kind:14s}{spread(values)} ms per sample, {1e3 / statistics.median(values):.1f}/s")
-    plain, decode, ours = (statistics.median(times[kind]) for kind in ("plain", "decode", "ours"))
-    print(f"  ours is {plain / ours:.2f} x the plain pipeline and takes {ours / decode:.2f} x the pure decoding")
+    plain, decoding, ours = (statistics.median(times[kind]) for kind in ("plain", "decode", "ours"))
+    print(f"  ours is {plain / ours:.2f} x the plain pipeline and takes {ours / decoding:.2f} x the pure decoding")
 
 
-def measure(work: dict[str, Callable[[], object]], repeats: int, per: int) -> dict[str, list[float]]:
+def measure(work: dict[str, Callable[[], object]], per: int, args: argparse.Namespace) -> dict[str, list[float]]:
     """Milliseconds per unit of each kind of ``work``, which does ``per`` units; after a round that warms up."""
-    times: dict[str, list[float]] = {kind: [] for kind in work}
-    for _ in range(repeats + 1):
-        for kind, run in work.items():
-            began = clock()
-            run()
-            times[kind].append((clock() - began) / per * 1e3)
-    return {kind: values[1:] for kind, values in times.items()}
+    runs = in_turns(work, args.repeats + 1)
+    return {kind: [(processor if args.processor_time else wall) / per * 1e3 for _, wall, processor in rounds[1:]]
+            for kind, rounds in runs.items()}
 
 
-def clock() -> float:
-    return time.process_time() if "--processor_time" in sys.argv else time.perf_counter()
-
-
-def spread(values: list[float]) -> str:
-    return f"{statistics.median(values):.2f} ({min(values):.2f}-{max(values):.2f})"
-
-
-def decoders(stores: dict[str, VideoStore], repeats: int) -> None:
-    """Time the JPEG decoders at hand on a video's frames, thrown away one by one or kept until all are decoded."""
-    candidates: dict[str, Callable[[bytes], object]] = {
+def decoders(stores: dict[str, VideoStore], args: argparse.Namespace) -> None:
+    """Time the JPEG decoders at hand on a video's frames."""
+    warnings.simplefilter("ignore", DeprecationWarning)  # torchvision's, since 0.29
+    candidates: dict[str, Callable[[bytes], np.ndarray | torch.Tensor]] = {
         "Pillow": lambda jpeg: np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB")),
-        "OpenCV": crop.decode,
+        "OpenCV": decode,
+        "torchvision": lambda jpeg: torchvision.io.decode_jpeg(
+            torch.frombuffer(bytearray(jpeg), dtype=torch.uint8), torchvision.io.ImageReadMode.RGB),
     }
-    if hasattr(torchvision.io, "decode_jpeg"):  # deprecated since 0.29
-        warnings.simplefilter("ignore", DeprecationWarning)
-        candidates["torchvision"] = lambda jpeg: torchvision.io.decode_jpeg(
-            torch.from_numpy(np.frombuffer(jpeg, np.uint8).copy()), torchvision.io.ImageReadMode.RGB)
-    if importlib.util.find_spec("simplejpeg"):
-        candidates["simplejpeg"] = importlib.import_module("simplejpeg").decode_jpeg
     for stream, store in stores.items():
         jpegs = store.read_frames(0, range(min(48, store.num_frames(0))))
-        work = {f"{name}{', kept' * keep}": partial(decode_all, decode, jpegs, keep)
-                for name, decode in candidates.items() for keep in (False, True)}
-        for name, values in measure(work, repeats, len(jpegs)).items():
+        work = {name: partial(decode_all, decoder, jpegs) for name, decoder in candidates.items()}
+        for name, values in measure(work, len(jpegs), args).items():
             print(f"decoding {stream}, {name}: {spread(values)} ms per frame")
 
 
-def decode_all(decode: Callable[[bytes], object], jpegs: list[bytes], keep: bool) -> None:
-    kept = []
+def decode_all(decoder: Callable[[bytes], np.ndarray | torch.Tensor], jpegs: list[bytes]) -> None:
     for jpeg in jpegs:
-        frame = decode(jpeg)
-        if keep:
-            kept.append(frame)
+        decoder(jpeg)
 
 
 def scaling(stores: dict[str, VideoStore], workers: int, epochs: int) -> None:
@@ -236,16 +205,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="up to how many")
     parser.add_argument("--processor_time", action="store_true", help="not time on the clock, but for the DataLoaders'")
     args = parser.parse_args(argv)
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, OpenCV "
-          f"{cv2.__version__}, Pillow {Image.__version__}, Python {platform.python_version()}: python -m "
-          f"benchmarks.loader {' '.join(sys.argv[1:] if argv is None else argv)}")
+    print_setting(argv)
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory() as folder:
         stores = make_stores(args.video, Path(folder))
-        decoders(stores, args.repeats)
-        compare("RGB, two views", {"rgb": stores["rgb"]}, args.samples, args.repeats)
-        compare("RGB and flow, two views", stores, args.samples, args.repeats)
+        decoders(stores, args)
+        compare("RGB, two views", {"rgb": stores["rgb"]}, args)
+        compare("RGB and flow, two views", stores, args)
         scaling({"rgb": stores["rgb"]}, args.workers, args.repeats)
 
 

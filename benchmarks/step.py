@@ -8,13 +8,12 @@ gradient of the first step, ungrouped in all, are compared with the plain step's
 against two processes with half of them each, same global batch, ours alone.
 """
 import argparse
+import contextlib
 import itertools
 import os
-import platform
 import resource
 import socket
 import statistics
-import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -23,16 +22,19 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.data import default_collate
 from torch.utils.flop_counter import FlopCounterMode
 
 import main_coclr
 import main_nce
+from benchmarks.common import print_setting, spread
 from dataset.views import draw_augmentation
 from model.loss import mil_nce_loss
 from model.pretrain import CoCLR, InfoNCE, projection_encoder
@@ -67,21 +69,14 @@ def now() -> float:
 
 def make_batch(args: argparse.Namespace, streams: int, rank: int = 0, size: int = 1) -> Batch:
     """A batch as the loader gives it, or this rank's part of it: squares of noise, each pair light and strong."""
-    rng = np.random.default_rng(0)
-    draws = [[draw_augmentation(rng, strength, args.seq_len) for strength in ("light", "strong")]
-             for _ in range(args.global_batch)]
-    coarse = rng.integers(0, 256, (args.global_batch, 2, streams, args.seq_len, 8, 8, 3), dtype=np.uint8)
-    clips = coarse.repeat(args.img_dim // 8, axis=4).repeat(args.img_dim // 8, axis=5)
-    label = torch.arange(args.global_batch)
-    batch = {
-        "clips": torch.from_numpy(clips), "label": label, "source": label % SOURCES, "index": label,
-        "draws": {name: torch.from_numpy(np.stack([[view[name] for view in pair] for pair in draws]))
-                  for name in draws[0][0]},
-    }
+    rng, samples, times = np.random.default_rng(0), [], args.img_dim // 8
+    for index in range(args.global_batch):
+        draws = [draw_augmentation(rng, strength, args.seq_len) for strength in ("light", "strong")]
+        coarse = rng.integers(0, 256, (2, streams, args.seq_len, 8, 8, 3), dtype=np.uint8)
+        samples.append({"clips": coarse.repeat(times, axis=3).repeat(times, axis=4), "draws": default_collate(draws),
+                        "label": index, "source": index % SOURCES, "index": index})
     part = args.global_batch // size
-    rows = slice(rank * part, (rank + 1) * part)
-    return {name: {k: v[rows] for k, v in value.items()} if name == "draws" else value[rows]
-            for name, value in batch.items()}
+    return default_collate(samples[rank * part:(rank + 1) * part])
 
 
 def make_model(method: str, args: argparse.Namespace) -> nn.Module:
@@ -154,30 +149,6 @@ def make_step(method: str, options: list[str] | None, args: argparse.Namespace,
     return trainer._update, model, trainer.optimizer, world.device
 
 
-class Stopwatch:
-    """Seconds of named parts of a step; waits for the device around each."""
-
-    def __init__(self):
-        self.seconds: dict[str, float] = defaultdict(float)
-        self._undo: list[Callable[[], None]] = []
-
-    def watch(self, owner: Any, attribute: str, name: str) -> None:
-        function = getattr(owner, attribute)
-
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            start = now()
-            result = function(*args, **kwargs)
-            self.seconds[name] += now() - start
-            return result
-        setattr(owner, attribute, timed)
-        self._undo.append(lambda: setattr(owner, attribute, function))
-
-    def stop(self) -> dict[str, float]:
-        for undo in self._undo:
-            undo()
-        return dict(self.seconds)
-
-
 def timed(update: Callable[[Batch], Any], batch: Batch) -> float:
     start = now()
     update(batch)
@@ -218,25 +189,33 @@ def measure(method: str, variant: str, args: argparse.Namespace) -> dict[str, An
 def taken_apart(update: Callable[[Batch], Any], model: nn.Module, optimizer: Any, batch: Batch,
                 device: torch.device) -> dict[str, Any]:
     """Seconds by part of one step, floating-point operations, and calls in it that wait for the device."""
-    watch = Stopwatch()
-    watch.watch(engine, "augment_batch", "augmentation")
-    for child, name in (("encoder_q", "forward q"), ("encoder_k", "forward k"), ("sampler", "sampler")):
-        if hasattr(model, child):
-            watch.watch(getattr(model, child), "forward", name)
-    watch.watch(model, "_momentum_update", "momentum update")
-    watch.watch(torch.Tensor, "backward", "backward")
-    watch.watch(optimizer, "step", "optimiser")
-    total = timed(update, batch)
-    parts = watch.stop()
+    parts: dict[str, float] = defaultdict(float)
+
+    def watched(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+        def run_timed(*args: Any, **kwargs: Any) -> Any:
+            start = now()
+            result = function(*args, **kwargs)
+            parts[name] += now() - start
+            return result
+        return run_timed
+
+    children = (("encoder_q", "forward q"), ("encoder_k", "forward k"), ("sampler", "sampler"))
+    with contextlib.ExitStack() as watches:
+        for owner, attribute, name in (
+                (engine, "augment_batch", "augmentation"),
+                *((getattr(model, child), "forward", name) for child, name in children if hasattr(model, child)),
+                (model, "_momentum_update", "momentum update"), (torch.Tensor, "backward", "backward"),
+                (optimizer, "step", "optimiser")):
+            watches.enter_context(patch.object(owner, attribute, watched(getattr(owner, attribute), name)))
+        total = timed(update, batch)
     parts["rest"] = total - sum(parts.values())
     augmented = augment_batch(batch, device, False)
-    original, engine.augment_batch = engine.augment_batch, lambda *_: augmented  # its draws are read on the CPU
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
-    with profile(activities=activities) as trace, FlopCounterMode(display=False) as flops:
+    with (patch.object(engine, "augment_batch", lambda *_: augmented),  # its draws are read on the CPU
+          profile(activities=activities) as trace, FlopCounterMode(display=False) as flops):
         update(batch)
-    engine.augment_batch = original
     waits = {event.key: event.count for event in trace.key_averages() if event.key in SYNCHRONISING}
-    return {"parts": parts, "flops": flops.get_total_flops(), "waits": waits}
+    return {"parts": dict(parts), "flops": flops.get_total_flops(), "waits": waits}
 
 
 def in_process(rank: int, size: int, port: int, work: Callable[..., Any], *args: Any) -> Any:
@@ -284,7 +263,7 @@ def compare(method: str, args: argparse.Namespace) -> None:
         seconds, grad = result["seconds"], result["gradient"]
         median = statistics.median(seconds)
         rate = plain["flops"] / median
-        print(f"| {variant} | {median:.3f} ({min(seconds):.3f}-{max(seconds):.3f}) | "
+        print(f"| {variant} | {spread(seconds, 3)} | "
               f"{2 * args.global_batch / median:.2f} | {statistics.median(plain['seconds']) / median:.2f} | "
               f"{result['memory']:.0f} | {rate / 1e12:.3f} | {rate / rates[variant]:.0%} | "
               f"{abs(result['loss'] / plain['loss'] - 1):.0e} | "
@@ -331,9 +310,7 @@ def main(argv: list[str] | None = None) -> None:
     args.split = not args.ddp
     if args.processor_time:
         os.environ["PROCESSOR_TIME"] = "1"
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {args.threads} torch threads, torch "
-          f"{torch.__version__}, cuDNN {torch.backends.cudnn.version()}, Python {platform.python_version()}: python -m "
-          f"benchmarks.step {' '.join(sys.argv[1:])}")
+    print_setting(argv)
     for method in args.methods:
         (compare_processes if args.ddp else compare)(method, args)
 

@@ -1,0 +1,47 @@
+"""What the benchmarks share: the line that says what ran and where, time, and medians."""
+import os
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import cv2
+import PIL
+import torch
+
+
+def print_setting(argv: Sequence[str] | None) -> None:
+    """Print processor, versions and command; ``argv`` as ``main`` got it."""
+    print(f"{platform.processor() or platform.machine()}, {len(os.sched_getaffinity(0))} of {os.cpu_count()} cores, "
+          f"load {os.getloadavg()[0]:.1f}, torch {torch.__version__}, cuDNN {torch.backends.cudnn.version()}, "
+          f"OpenCV {cv2.__version__}, Pillow {PIL.__version__}, Python {platform.python_version()}: "
+          f"python -m {sys.modules['__main__'].__spec__.name} {' '.join(sys.argv[1:] if argv is None else argv)}",
+          flush=True)
+
+
+def measured(work: Callable[[], Any]) -> tuple[Any, float, float]:
+    """Result, seconds on the clock, and seconds of processor time, of this process and its children that have ended."""
+    def used() -> float:
+        return sum(usage.ru_utime + usage.ru_stime for usage in
+                   map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
+
+    start, before = time.perf_counter(), used()
+    result = work()
+    return result, time.perf_counter() - start, used() - before
+
+
+def in_turns(work: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[tuple[Any, float, float]]]:
+    """What ``measured`` says of each kind of ``work``, ``rounds`` times one after the other."""
+    runs: dict[str, list] = {name: [] for name in work}
+    for _ in range(rounds):
+        for name, run in work.items():
+            runs[name].append(measured(run))
+    return runs
+
+
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """Median and range."""
+    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}-{max(values):.{digits}f})"
