@@ -6,7 +6,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from dataset.splits import class_order, read_hmdb51_lists, read_lines, read_split_csv, read_ucf_lists
+from dataset.splits import class_order, read_lines, read_lists
 from utils.errors import UserError
 
 SUFFIXES = (".avi", ".mp4", ".mkv", ".webm")
@@ -94,8 +94,8 @@ def absent_videos(out: Path, names: set[str], parts: tuple[str, ...] = ("train",
     """Videos that the lists in ``out`` name for these parts and the footage lacks, each with the reason."""
     absent = {}
     for split in (1, 2, 3):
-        for lists in (read_ucf_lists(out, split), read_hmdb51_lists(out, split), read_split_csv(out)):
-            listed = {name for part in parts for name in (lists or {}).get(part, ())}
+        for _, lists in read_lists(out, split):
+            listed = {name for part in parts for name in lists[part]}
             absent |= dict.fromkeys(listed - names, "the split lists name it, but there is no such video")
     return absent
 

@@ -18,8 +18,7 @@ from dataset.jpeg import decode, decode_whole, encode
 from dataset.store import BrokenVideo
 
 EXACT_COUNT = (".avi", ".mp4")  # containers that store their number of frames; for the others it is an estimate
-IMAGE = re.compile(r"^(?P<kind>image|img|frame|flow_x|flow_y|flow)_?(?P<number>\d+)\.(jpg|jpeg)$", re.IGNORECASE)
-KIND = {"image": "rgb", "img": "rgb", "frame": "rgb"}
+IMAGE = re.compile(r"^(image|img|frame|(?P<flow>flow_x|flow_y|flow))_?(?P<number>\d+)\.(jpg|jpeg)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -124,8 +123,8 @@ def frame_files(video: Video) -> dict[str, list[str]]:
     except OSError as error:
         raise BrokenVideo(video.name, f"cannot read {video.path}: {error.strerror}") from error
     for match in filter(None, map(IMAGE.match, names)):
-        kind = match["kind"].lower()
-        found[KIND.get(kind, kind)].append((int(match["number"]), os.path.join(video.path, match.string)))
+        kind = (match["flow"] or "rgb").lower()
+        found[kind].append((int(match["number"]), os.path.join(video.path, match.string)))
     if len(found.get("flow_x", ())) != len(found.get("flow_y", ())):
         raise BrokenVideo(video.name, f"flow_x and flow_y files in {video.path} do not pair up")
     last = len(found["rgb"]) - 1 if "rgb" in found else None  # some tools repeat the last flow

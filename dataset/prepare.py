@@ -32,7 +32,6 @@ from utils.options import Parser, positive_int
 
 log = logging.getLogger("coclr")
 
-STREAMS = {"rgb": ("rgb",), "flow": ("flow",), "rgb,flow": ("rgb", "flow")}
 POLL_SECONDS = 1.0
 PATIENCE_SECONDS = 1800.0
 
@@ -154,12 +153,12 @@ def wait_for(videos: dict[str, Video], done: dict[str, dict], folder: Path, pati
     """
     written, since = -1, time.monotonic()
     with tqdm(total=len(videos), unit="video", desc="all processes", leave=False, initial=len(done)) as bar:
-        while len(done) < len(videos):
-            done |= {name: entry for name, entry in read_journals(folder).items() if name in videos}
+        while True:
+            done |= {name: entry for name, entry in read_journals(folder).items() if name in videos} | done
             bar.update(len(done) - bar.n)
             yield
             if len(done) == len(videos):
-                break
+                return
             if written < 0 and patience:
                 log.info("waiting for the %d videos of the other processes", len(videos) - len(done))
             now = sum(path.stat().st_size for path in folder.iterdir() if path.suffix != ".tmp")
@@ -170,7 +169,6 @@ def wait_for(videos: dict[str, Video], done: dict[str, dict], folder: Path, pati
                 raise UserError(f"{len(videos) - len(done)} of {len(videos)} videos are not prepared yet, e.g. "
                                 f"{missing}; start the same command again, without --merge")
             time.sleep(POLL_SECONDS)
-    yield
 
 
 def merge(waiting: deque[str], done: dict[str, dict], add: dict[str, Callable]) -> None:
@@ -224,8 +222,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--splits", type=Path, metavar="DIR",
                         help="folder of split lists (UCF101's, HMDB51's, split.csv, train_split01.csv); looked for in "
                              "VIDEOS_splits and among the videos if not given")
-    parser.add_argument("--streams", default="rgb,flow", choices=STREAMS, metavar="rgb|flow|rgb,flow",
-                        help="what to make")
+    parser.add_argument("--streams", default="rgb,flow", choices=("rgb", "flow", "rgb,flow"),
+                        metavar="rgb|flow|rgb,flow", help="what to make")
     parser.add_argument("--flow", default="tvl1", choices=METHODS, help="flow method; dis is tens of times as fast")
     parser.add_argument("--bound", type=float, default=20.0, help="flow is clipped to this many pixels")
     parser.add_argument("--short_side", type=positive_int, metavar="PIXELS",
@@ -255,7 +253,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     rank, size = place()
     start_logging(rank == 0)
-    options = Options(STREAMS[args.streams], args.flow, args.bound, args.short_side, args.fps, args.quality)
+    options = Options(tuple(args.streams.split(",")), args.flow, args.bound, args.short_side, args.fps, args.quality)
     try:
         if args.out.resolve().is_relative_to(args.videos.resolve()):
             raise UserError(f"--out {args.out} lies in --videos {args.videos}; choose a folder outside")

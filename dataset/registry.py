@@ -54,11 +54,6 @@ def parse_name(name: str) -> DatasetName:
     return DatasetName(base, ("rgb",), clips)
 
 
-def default_root() -> Path:
-    """Where datasets lie: $COCLR_DATA, else ./data."""
-    return Path(os.environ.get("COCLR_DATA", "data"))
-
-
 def locate(dataset: DatasetName, data_root: Path, part: str, given: dict[str, str | None]) -> dict[str, Path]:
     """Path of each stream's database: the ``given`` one, else ROOT/NAME/{rgb,flow}.lmdb (Kinetics: in train/, val/)."""
     folder = data_root / dataset.base
@@ -81,10 +76,12 @@ def open_videos(name: str, part: str, seq_len: int, ds: int, data_root: Path | s
                 given: dict[str, str | None] | None = None, split: int = 1) -> Videos:
     """The videos of one ``part`` ("train" or "test") of dataset ``name`` that are long enough for a clip.
 
+    Without ``data_root`` datasets lie in $COCLR_DATA, else in ./data.
+
     Raises UserError for a missing database, an unknown dataset, or when no video is left.
     """
     dataset = parse_name(name)
-    paths = locate(dataset, Path(data_root) if data_root else default_root(), part, given or {})
+    paths = locate(dataset, Path(data_root or os.environ.get("COCLR_DATA", "data")), part, given or {})
     stores = {stream: VideoStore(path) for stream, path in paths.items()}
     folder = next(iter(paths.values())).parent
     position = {stream: {video: i for i, video in enumerate(store.names)} for stream, store in stores.items()}

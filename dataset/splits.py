@@ -2,7 +2,7 @@
 import csv
 import itertools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -89,8 +89,8 @@ def read_hmdb51_lists(folder: Path, split: int) -> dict[str, list[str]] | None:
     return parts if paths else None
 
 
-def read_split_csv(folder: Path) -> dict[str, list[str]] | None:
-    """``split.csv`` in ``folder``: rows "class/video,train" or "class/video,test"; None where there is none."""
+def read_split_csv(folder: Path, split: int) -> dict[str, list[str]] | None:
+    """``split.csv`` in ``folder``, of every ``split``: rows "class/video,train" or "class/video,test"; None without."""
     path = folder / "split.csv"
     if not path.is_file():
         return None
@@ -100,6 +100,15 @@ def read_split_csv(folder: Path) -> dict[str, list[str]] | None:
             raise UserError(f"{path}: {','.join(row)!r} should be 'class/video,train' or 'class/video,test'")
         parts[row[1].strip()].append(without_suffix(row[0]))
     return parts
+
+
+def read_lists(folder: Path, split: int) -> Iterator[tuple[str, dict[str, list[str]]]]:
+    """(What they are, names of each part) of the lists in ``folder``, the first of which count."""
+    for what, read in (("trainlist/testlist", read_ucf_lists), ("HMDB51 lists", read_hmdb51_lists),
+                       ("split.csv", read_split_csv)):
+        parts = read(folder, split)
+        if parts is not None:
+            yield what, parts
 
 
 def even_split(names: Sequence[str]) -> dict[str, list[str]]:
@@ -118,13 +127,8 @@ def find_split(base: str, folder: Path, names: Sequence[str], split: int) -> tup
     """
     if base == "ucf101":
         return ucf101_split(names, split), f"official UCF101 split {split}, from the names"
-    readers = (("trainlist/testlist", lambda: read_ucf_lists(folder, split)),
-               ("HMDB51 lists", lambda: read_hmdb51_lists(folder, split)),
-               ("split.csv", lambda: read_split_csv(folder)))
-    for what, read in readers:
-        parts = read()
-        if parts is not None:
-            return parts, f"{what} in {folder}, split {split}"
+    for what, parts in read_lists(folder, split):
+        return parts, f"{what} in {folder}, split {split}"
     if base == "hmdb51":
         raise UserError(f"no HMDB51 lists (<class>_test_split{split}.txt) in {folder}; put the official ones there")
     if split != 1:
