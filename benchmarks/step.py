@@ -159,13 +159,11 @@ def measure(method: str, variant: str, args: argparse.Namespace) -> dict[str, An
     """Figures of one variant in this process."""
     options, tf32 = VARIANTS[variant]
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
-    torch.set_num_threads(args.threads)
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     batch = make_batch(args, 1 + (method == "coclr"), rank, size)
     with tempfile.TemporaryDirectory() as folder:
         update, model, optimizer, device = make_step(method, options, args, Path(folder))
-        if device.type == "cpu":
-            torch.set_num_threads(args.threads)
+        torch.set_num_threads(args.threads)  # after the trainer's own choice
         result: dict[str, Any] = {"device": torch.cuda.get_device_name() if device.type == "cuda" else "CPU"}
         start = time.perf_counter()
         result["loss"] = update(batch)["loss"].item()
