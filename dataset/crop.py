@@ -3,6 +3,7 @@
 Resizing equals Pillow's ``crop(...).resize(..., BICUBIC)``, which the original used and which antialiases, within one
 or two grey levels (more for single pixels at hard edges). On the CPU it runs on the calling thread.
 """
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -44,15 +45,13 @@ def crop_resize(frames: Sequence[np.ndarray | torch.Tensor], box: Box, size: int
     crops = [_cut(frame, box, reference) for frame in frames]
     step = FRAMES_AT_ONCE if len({crop.shape for crop in crops}) == 1 else 1
     clip = torch.empty(len(crops), size, size, 3, dtype=torch.uint8) if out is None else out
+    resize = functools.partial(F.interpolate, size=(size, size), mode="bicubic", antialias=True)
     for start in range(0, len(crops), step):
         chunk = crops[start : start + step]
         chunk = torch.stack(chunk) if isinstance(chunk[0], torch.Tensor) else torch.from_numpy(np.stack(chunk))
         chunk = chunk.permute(0, 3, 1, 2)  # [t, 3, h, w]
-        if chunk.is_cuda:  # which resizes no bytes
-            chunk = chunk.float()
-        resized = F.interpolate(chunk, size=(size, size), mode="bicubic", antialias=True)
-        if chunk.is_cuda:
-            resized = resized.round_().clamp_(0, 255)
+        # a GPU resizes no bytes
+        resized = resize(chunk.float()).round_().clamp_(0, 255) if chunk.is_cuda else resize(chunk)
         clip[start : start + step] = resized.permute(0, 2, 3, 1)
     return clip
 

@@ -1,5 +1,4 @@
 """A look into a database: ``python -m dataset.show DB VIDEO -o FILE.png`` draws RGB frames above their flow."""
-import argparse
 from pathlib import Path
 
 import cv2
@@ -41,7 +40,8 @@ def contact_sheet(rows: list[list[np.ndarray]]) -> np.ndarray:
     return sheet
 
 
-def parse(argv: list[str] | None = None) -> argparse.Namespace:
+@one_line_errors
+def main(argv: list[str] | None = None) -> None:
     parser = Parser("Draw a contact sheet of a video: RGB frames, below them flow (hue: direction, saturation: speed).")
     parser.add_argument("db", metavar="DB", type=Path, help="a database, or a folder made by dataset.prepare")
     parser.add_argument("video", metavar="VIDEO", help="name, class/video")
@@ -50,12 +50,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--bound", type=float, default=20.0, help="--bound that the flow was prepared with")
     parser.add_argument("--full", type=float, metavar="PIXELS",
                         help="speed of a full colour; that of the fastest hundredth shown if not given")
-    return parser.parse_args(argv)
-
-
-@one_line_errors
-def main(argv: list[str] | None = None) -> None:
-    args = parse(argv)
+    args = parser.parse_args(argv)
     databases = next((pair for pair in pairs(args.db) if args.video in VideoStore(next(filter(None, pair))).names),
                      pairs(args.db)[0])
     times = np.linspace(0, 1, args.frames)

@@ -1,5 +1,4 @@
 """Check databases: ``python -m dataset.verify DB`` says what is in them and names what is broken (exit status 1)."""
-import argparse
 import sys
 from collections import Counter
 from pathlib import Path
@@ -99,18 +98,14 @@ def pairs(path: Path) -> list[tuple[Path | None, Path | None]]:
             for folder in folders]
 
 
-def parse(argv: list[str] | None = None) -> argparse.Namespace:
+@one_line_errors
+def main(argv: list[str] | None = None) -> None:
     parser = Parser("Check databases of videos; exit status 1 if something is broken.")
     parser.add_argument("db", metavar="DB", type=Path, help="a database, or a folder made by dataset.prepare")
     parser.add_argument("flow_db", metavar="FLOW_DB", type=Path, nargs="?", help="the flow database that belongs to it")
     parser.add_argument("--sample", type=positive_int, default=100, help="videos of which three frames are decoded")
     parser.add_argument("--all", action="store_true", help="decode every frame")
-    return parser.parse_args(argv)
-
-
-@one_line_errors
-def main(argv: list[str] | None = None) -> None:
-    args = parse(argv)
+    args = parser.parse_args(argv)
     problems: list[str] = []
     for rgb, flow in [(args.db, args.flow_db)] if args.flow_db else pairs(args.db):
         found = [verify_store(VideoStore(path), None if args.all else args.sample, path is flow, problems)
