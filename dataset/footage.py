@@ -6,7 +6,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from dataset.splits import class_order, read_lines, read_lists
+from dataset.splits import by_class, class_order, read_lines, read_lists
 from utils.errors import UserError
 
 SUFFIXES = (".avi", ".mp4", ".mkv", ".webm")
@@ -55,8 +55,7 @@ def find_videos(folder: Path) -> tuple[list[Video], dict[str, str]]:
     if not videos:
         raise UserError(f"no class/video.{{{','.join(s[1:] for s in SUFFIXES)}}} and no class/video/image_00001.jpg in "
                         f"{folder}; --videos is the folder that holds one folder per class")
-    rank = {label: i for i, label in enumerate(class_order(videos))}
-    return sorted(videos.values(), key=lambda v: (rank[v.name.split("/")[0]], v.name)), left_out
+    return [videos[name] for name in sorted(videos, key=by_class)], left_out
 
 
 def _entries(folder: Path) -> list[os.DirEntry]:

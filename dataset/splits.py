@@ -17,9 +17,14 @@ def class_of(name: str) -> str:
     return name.split("/", 1)[0]
 
 
+def by_class(name: str) -> tuple[str, str, str]:
+    """Sort key of "class/video" names: classes in case-insensitive order (Hammering before HammerThrow), then names."""
+    return class_of(name).lower(), class_of(name), name
+
+
 def class_order(names: Iterable[str]) -> list[str]:
-    """Classes of "class/video" names in case-insensitive alphabetical order (Hammering before HammerThrow)."""
-    return sorted({class_of(name) for name in names}, key=lambda word: (word.lower(), word))
+    """Classes of "class/video" names in their order, see ``by_class``."""
+    return sorted({class_of(name) for name in names}, key=by_class)
 
 
 def read_classes(folder: Path, names: Sequence[str]) -> list[str]:

@@ -16,7 +16,7 @@ import msgpack
 import numpy as np
 
 from dataset.lmdb_file import LmdbFile, Value
-from dataset.splits import class_of, class_order
+from dataset.splits import by_class
 from utils.errors import UserError
 
 LENGTH_BYTES = {0xD9: 1, 0xDA: 2, 0xDB: 4, 0xC4: 1, 0xC5: 2, 0xC6: 4}  # str8, str16, str32 and bin8, bin16, bin32
@@ -165,8 +165,7 @@ def writing(path: str | os.PathLike) -> Iterator[Callable[[str, bytes, int], Non
             environment = lmdb.open(str(unfinished), subdir=False, lock=False, map_size=1 << 26, sync=False)
         with contextlib.closing(environment):
             yield add
-            rank = {label: i for i, label in enumerate(class_order(order))}
-            in_class_order = sorted(range(len(order)), key=lambda i: (rank[class_of(order[i])], order[i]))
+            in_class_order = sorted(range(len(order)), key=lambda i: by_class(order[i]))
             meta = {"__keys__": [_key(i) for i in in_class_order], "__len__": len(order), "__order__": order,
                     "__vlen__": [frames[i] for i in in_class_order]}
             batch += [(key.encode(), msgpack.packb(value, use_bin_type=False)) for key, value in meta.items()]
