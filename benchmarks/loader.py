@@ -125,10 +125,8 @@ def compare(name: str, stores: dict[str, VideoStore], args: argparse.Namespace) 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     samples = args.samples
     keys = [(i // len(dataset), i % len(dataset)) for i in range(samples)]
-    records = {}
-    for stream, store in stores.items():
-        every = [store.read_frames(position, range(store.num_frames(position))) for position in range(len(store))]
-        records[stream] = [pack_frames(frames) for frames in every]
+    records = {stream: [pack_frames(store.read_frames(i, range(store.num_frames(i)))) for i in range(len(store))]
+               for stream, store in stores.items()}
     jpegs = [jpeg for key in keys for jpeg in encoded[key]["jpegs"]]
     batch = join_jpegs([encoded[key] for key in keys])
     work: dict[str, Callable[[], object]] = {
