@@ -45,6 +45,7 @@ from dataset.synthetic import CLASSES, render
 from dataset.views import draw_augmentation, draw_crop, draw_pretrain_views
 from utils.augment import MEAN, STD
 from utils.errors import UserError, one_line_errors
+from utils.launch import set_up_cpu
 from utils.options import Parser, positive_int
 
 SEQ_LEN, SIZE = 32, 128
@@ -77,10 +78,11 @@ def make_stores(paths: list[str], folder: Path) -> dict[str, VideoStore]:
     return {stream: VideoStore(folder / f"{stream}.lmdb") for stream in records}
 
 
-def make_dataset(stores: dict[str, VideoStore], encoded: bool = False) -> ClipDataset:
+def make_dataset(stores: dict[str, VideoStore], encoded: bool = False, copies: int = 1) -> ClipDataset:
     store = next(iter(stores.values()))
-    index = np.arange(len(store))
-    videos = Videos(stores, store.names, dict.fromkeys(stores, index), store.frame_counts(), index, index, ["video"])
+    index = np.tile(np.arange(len(store)), copies)
+    videos = Videos(stores, [store.names[i] for i in index], dict.fromkeys(stores, index), store.frame_counts()[index],
+                    index, index, ["video"])
     return ClipDataset(videos, SEQ_LEN, 1, SIZE, seed=0, encoded=encoded)
 
 
@@ -174,9 +176,9 @@ def decode_all(decoder: Callable[[bytes], np.ndarray | torch.Tensor], jpegs: lis
 
 def scaling(stores: dict[str, VideoStore], workers: int, epochs: int) -> None:
     """Print the rate of DataLoaders with 1..workers workers, and the memory that a worker has for itself."""
-    batch_size = len(next(iter(stores.values())))
+    batch_size = 4
     for count in range(1, workers + 1):
-        loader = make_loader(make_dataset(stores), batch_size, count, 0, 1, torch.device("cpu"))
+        loader = make_loader(make_dataset(stores, copies=16), batch_size, count, 0, 1, torch.device("cpu"))
         rates, memory = [], []
         for epoch in range(epochs + 1):  # the first one starts the workers
             began = time.perf_counter()
@@ -204,6 +206,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--processor_time", action="store_true", help="not time on the clock, but for the DataLoaders'")
     args = parser.parse_args(argv)
     print_setting(argv)
+    set_up_cpu()  # malloc as in training
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory() as folder:

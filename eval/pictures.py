@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from dataset.crop import decode
+from dataset.jpeg import decode
 from dataset.splits import class_of
 from dataset.store import BrokenVideo, VideoStore
 
