@@ -102,17 +102,10 @@ def encoder_state(checkpoint: dict[str, Any], prefix: str = "encoder_q.") -> dic
 
 def optimizer_state_per_parameter(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Any]:
     """The optimiser's state in the released form: one group per parameter of ``model``, frozen ones included."""
-    own = optimizer.state_dict()
-    number = {id(p): i for i, p in enumerate(p for g in optimizer.param_groups for p in g["params"])}
-    group_of = {i: group for group in own["param_groups"] for i in group["params"]}
-    groups, state = [], {}
-    for i, parameter in enumerate(model.parameters()):
-        at = number.get(id(parameter))
-        group = own["param_groups"][0] if at is None else group_of[at]
-        groups.append({**group, "params": [i]})
-        if at in own["state"]:
-            state[i] = own["state"][at]
-    return {"state": state, "param_groups": groups}
+    parameters, first = list(model.parameters()), optimizer.param_groups[0]
+    group_of = {p: group for group in optimizer.param_groups for p in group["params"]}
+    return {"state": {i: optimizer.state[p] for i, p in enumerate(parameters) if p in optimizer.state},
+            "param_groups": [{**group_of.get(p, first), "params": [i]} for i, p in enumerate(parameters)]}
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module, saved: dict[str, Any],
@@ -127,18 +120,15 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module, sav
     if len(ids) not in (len(everything), len(trainable)):
         raise UserError(f"{path}: its optimiser knows {len(ids)} parameters, the model has {len(everything)} "
                         f"({len(trainable)} trainable); it belongs to another model")
-    saved_id = {id(p): i for p, i in zip(everything if len(ids) == len(everything) else trainable, ids, strict=True)}
-    own = optimizer.state_dict()
+    saved_id = dict(zip(everything if len(ids) == len(everything) else trainable, ids, strict=True))
     state = {}
     for i, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
-        entry = saved["state"].get(saved_id[id(parameter)])
-        if entry is None:
-            continue
+        entry = saved["state"].get(saved_id[parameter], {})
         if any(isinstance(v, Tensor) and v.dim() > 0 and v.shape != parameter.shape for v in entry.values()):
             raise UserError(f"{path}: its optimiser state does not fit the model's parameters; it belongs to another")
-        step = entry.get("step")  # a number in checkpoints written before torch 1.12
-        state[i] = {**entry, "step": torch.as_tensor(float(step))} if step is not None else entry
-    optimizer.load_state_dict({"state": state, "param_groups": own["param_groups"]})
+        if entry:
+            state[i] = entry
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 
 class CheckpointFolder:
