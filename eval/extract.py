@@ -4,7 +4,6 @@ import copy
 import itertools
 import logging
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -124,7 +123,7 @@ def average_over_windows(network: Callable[[Tensor], Tensor], size: int, dataset
 
     def counted() -> Iterator[Item]:
         items = window_loader(dataset, workers, world.rank, world.size, device)
-        quiet = not (world.is_main and sys.stderr.isatty())
+        quiet = None if world.is_main else True  # None: where it is not a terminal
         for item in tqdm(items, "test", unit="video", disable=quiet, leave=False, dynamic_ncols=True):
             # NaN marks a video for all ranks, also where another part of it could be read
             windows[item["video"]] += float("nan") if item["broken"] else len(item["windows"])

@@ -49,7 +49,7 @@ def probe(args, train: Features, test: Features) -> dict[str, float]:
     model = nn.Sequential(nn.BatchNorm1d(x.shape[1]), linear) if args.final_bn else linear
     optimizer = torch.optim.SGD(model.parameters(), lr=args.lr, weight_decay=args.wd, momentum=0.9)
     numbers: dict[str, float] = {}
-    for epoch in tqdm(range(args.epochs), "probe", unit="epoch", disable=not sys.stderr.isatty(), leave=False):
+    for epoch in tqdm(range(args.epochs), "probe", unit="epoch", disable=None, leave=False):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(args.lr, epoch, args.epochs, args.schedule)
         model.train()

@@ -75,8 +75,4 @@ def origin(checkpoint: Checkpoint, path: str | Path) -> dict[str, Any]:
 
 def digest(path: Path) -> str:
     """SHA-256 of a file, in hex."""
-    total = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            total.update(block)
-    return total.hexdigest()
+    return hashlib.sha256(path.read_bytes()).hexdigest()

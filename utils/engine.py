@@ -216,11 +216,10 @@ class Trainer:
     def _loaded(self, epoch: int) -> Iterator[tuple[int, Batch, float]]:
         """(batch number, batch, seconds waited for it) of what is left of the epoch, behind a progress bar."""
         self.batches.start_at(epoch, self.first_batch)
-        quiet = not (self.world.is_main and sys.stderr.isatty())
-        batches = iter(self.loader)
-        for number in tqdm(range(self.first_batch, self.batches.batches_per_epoch()), f"epoch {epoch}", disable=quiet,
-                           initial=self.first_batch, total=self.batches.batches_per_epoch(), leave=False,
-                           dynamic_ncols=True, unit="batch"):
+        batches, total = iter(self.loader), self.batches.batches_per_epoch()
+        quiet = None if self.world.is_main else True  # None: where it is not a terminal
+        for number in tqdm(range(self.first_batch, total), f"epoch {epoch}", total, initial=self.first_batch,
+                           disable=quiet, leave=False, dynamic_ncols=True, unit="batch"):
             start = time.perf_counter()
             batch = next(batches)
             yield number, batch, time.perf_counter() - start

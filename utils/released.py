@@ -3,7 +3,7 @@ import fcntl
 import hashlib
 import logging
 import os
-import sys
+import shutil
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -69,11 +69,8 @@ def _download(url: str, path: Path) -> None:
     try:
         with urllib.request.urlopen(url, timeout=60) as answer, open(partial, "wb") as file:
             expected = int(answer.headers.get("Content-Length") or 0)
-            with tqdm(total=expected or None, unit="B", unit_scale=True, desc=path.name, leave=False,
-                      disable=not sys.stderr.isatty()) as progress:
-                while block := answer.read(1 << 20):
-                    file.write(block)
-                    progress.update(len(block))
+            with tqdm.wrapattr(answer, "read", expected or None, desc=path.name, leave=False, disable=None) as content:
+                shutil.copyfileobj(content, file)
         if expected and partial.stat().st_size != expected:
             raise OSError(f"it ended after {partial.stat().st_size} of {expected} bytes")
         load_checkpoint(partial)
