@@ -25,14 +25,7 @@ from utils.engine import Batch, Step, Trainer, checkpoint_to_resume, run_folder
 from utils.errors import UserError, one_line_errors
 from utils.launch import World
 from utils.metrics import top_k_hits
-from utils.options import (
-    Parser,
-    add_data_options,
-    add_launch_options,
-    add_speed_options,
-    add_training_options,
-    positive_int,
-)
+from utils.options import Parser, positive_int, training_parser
 from utils.precision import refuse_unsound_precision
 from utils.released import fetch
 
@@ -40,10 +33,8 @@ log = logging.getLogger("coclr")
 
 
 def make_parser() -> Parser:
-    parser = Parser(__doc__)
-    parser.add_argument("--model", default="lincls", choices=["lincls"], help="a linear layer on the network")
-    add_data_options(parser, dataset="ucf101", workers=8, num_seq=1)
-    add_training_options(parser, batch_size=32, lr=1e-3, wd=1e-3, schedule=[60, 80], prefix="linclr")
+    parser = training_parser(__doc__, ["lincls"], num_seq=1, dataset="ucf101", workers=8, wd=1e-3, schedule=[60, 80],
+                             prefix="linclr")
     group = parser.add_argument_group("classifier")
     group.add_argument("--pretrain", metavar="CKPT", help="start from this checkpoint's network: path, URL or name")
     group.add_argument("--train_what", default="last", choices=["last", "ft", "all"],
@@ -62,8 +53,6 @@ def make_parser() -> Parser:
     group.add_argument("--dirname", default="feature", help="folder beside CKPT that keeps features")
     group.add_argument("--results", default="results.jsonl", help="file that gets a record of each test")
     group.add_argument("--offline", action="store_true", help="never download; released weights from the cache alone")
-    add_speed_options(parser)
-    add_launch_options(parser)
     return parser
 
 

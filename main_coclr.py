@@ -31,7 +31,6 @@ def make_parser() -> Parser:
     group.add_argument("--reverse", action="store_true", help="train flow and mine with RGB, not the other way round")
     group.add_argument("--hide_self", type=float, default=0.9, metavar="P",
                        help="probability per step of hiding the self-positive where another positive is left")
-    parser.add_argument("--test", help=argparse.SUPPRESS)  # refused: main_classifier.py evaluates
     return parser
 
 

@@ -14,7 +14,7 @@ from eval.pictures import gallery, recall_curve
 from eval.records import write_file
 from utils.errors import UserError, one_line_errors
 from utils.log import start_logging
-from utils.options import Parser, positive_int
+from utils.options import Parser, add_database_options, positive_int
 
 log = logging.getLogger("coclr")
 
@@ -26,9 +26,7 @@ def make_parser() -> Parser:
     parser.add_argument("--curve", metavar="FILE.png", help="draw R@k over k")
     parser.add_argument("--queries", type=positive_int, default=12, help="queries in the gallery, evenly over classes")
     parser.add_argument("--neighbours", type=positive_int, default=5, help="training clips shown per query")
-    parser.add_argument("--data_root", help="folder of the datasets; $COCLR_DATA or ./data if not given")
-    parser.add_argument("--rgb_lmdb", help="RGB database, if it is not at DATA_ROOT/NAME/rgb.lmdb")
-    parser.add_argument("--flow_lmdb", help="flow database, if it is not at DATA_ROOT/NAME/flow.lmdb")
+    add_database_options(parser)
     parser.add_argument("--which_split", type=int, default=1, help="split that the features were made of")
     return parser
 

@@ -2,6 +2,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 VERSION = "1.0.0"
 
@@ -58,70 +59,63 @@ def positive_int(text: str) -> int:
     return value
 
 
-def add_data_options(parser: Parser, dataset: str, workers: int, num_seq: int) -> None:
-    """What to read and how to cut it into clips."""
-    group = parser.add_argument_group("data")
-    group.add_argument("--dataset", default=dataset, help="dataset name, NAME[-f|-2stream][-2clip]")
+def add_database_options(group: argparse._ActionsContainer) -> None:
+    """Where the databases of --dataset lie."""
     group.add_argument("--data_root", help="folder of the datasets; $COCLR_DATA or ./data if not given")
     group.add_argument("--rgb_lmdb", help="RGB database, if it is not at DATA_ROOT/NAME/rgb.lmdb")
     group.add_argument("--flow_lmdb", help="flow database, if it is not at DATA_ROOT/NAME/flow.lmdb")
-    group.add_argument("--seq_len", type=positive_int, default=32, help="frames per clip")
-    group.add_argument("--num_seq", type=positive_int, default=num_seq, choices=[num_seq], help="clips per video")
-    group.add_argument("--ds", type=positive_int, default=1, help="stride between the frames of a clip")
-    group.add_argument("--img_dim", type=positive_int, default=128, help="side of the square frames in pixels")
-    group.add_argument("-j", "--workers", type=int, default=workers,
-                       help="loader processes per training process, as many as there are cores at most")
 
 
-def add_training_options(parser: Parser, batch_size: int, lr: float, wd: float, schedule: list[int],
-                         prefix: str) -> None:
-    """Optimisation, checkpoints and monitoring."""
-    group = parser.add_argument_group("training")
-    group.add_argument("--net", default="s3d", choices=["s3d", "s3dg", "r50"], help="backbone")
-    group.add_argument("--batch_size", type=positive_int, default=batch_size, help="videos per process and step")
-    group.add_argument("--epochs", type=positive_int, default=10, help="epochs in all")
-    group.add_argument("--start_epoch", type=int, default=0, help="first epoch, counted from 0")
-    group.add_argument("--lr", type=float, default=lr, help="learning rate of the first epoch")
-    group.add_argument("--schedule", type=int, nargs="*", default=schedule, help="epochs that drop the rate to 1/10")
-    group.add_argument("--cos", action="store_true", help="cosine learning rate instead of --schedule")
-    group.add_argument("--wd", type=float, default=wd, help="weight decay")
-    group.add_argument("--seed", type=int, default=0, help="seed of everything random")
-    group.add_argument("--resume", metavar="CKPT|auto", help="go on from this checkpoint, or from the run's newest one")
-    group.add_argument("--reset_lr", action="store_true", help="on --resume, take --lr, not the checkpoint's rate")
-    group.add_argument("--save_freq", type=positive_int, default=1, help="epochs between checkpoints")
-    group.add_argument("--print_freq", type=positive_int, default=5, help="steps between readings of the meters")
-    group.add_argument("--prefix", default=prefix, help="results go to log-PREFIX/")
-    group.add_argument("--name_prefix", default="", help="start of the run's name")
-
-
-def add_speed_options(parser: Parser) -> argparse._ArgumentGroup:
-    """Numerics and memory layout; returns the group."""
-    group = parser.add_argument_group("speed")
-    group.add_argument("--precision", default="fp32", choices=["fp32", "bf16", "fp16"],
+def training_parser(description: str, models: list[str], num_seq: int, **defaults: Any) -> Parser:
+    """The options of all mains, with the ``defaults`` of one."""
+    parser = Parser(description)
+    parser.add_argument("--model", default=models[0], choices=models, help="what is trained")
+    data = parser.add_argument_group("data")
+    data.add_argument("--dataset", help="dataset name, NAME[-f|-2stream][-2clip]")
+    add_database_options(data)
+    data.add_argument("--seq_len", type=positive_int, default=32, help="frames per clip")
+    data.add_argument("--num_seq", type=positive_int, default=num_seq, choices=[num_seq], help="clips per video")
+    data.add_argument("--ds", type=positive_int, default=1, help="stride between the frames of a clip")
+    data.add_argument("--img_dim", type=positive_int, default=128, help="side of the square frames in pixels")
+    data.add_argument("-j", "--workers", type=int,
+                      help="loader processes per training process, as many as there are cores at most")
+    training = parser.add_argument_group("training")
+    training.add_argument("--net", default="s3d", choices=["s3d", "s3dg", "r50"], help="backbone")
+    training.add_argument("--batch_size", type=positive_int, default=32, help="videos per process and step")
+    training.add_argument("--epochs", type=positive_int, default=10, help="epochs in all")
+    training.add_argument("--start_epoch", type=int, default=0, help="first epoch, counted from 0")
+    training.add_argument("--lr", type=float, default=1e-3, help="learning rate of the first epoch")
+    training.add_argument("--schedule", type=int, nargs="*", help="epochs that drop the rate to 1/10")
+    training.add_argument("--cos", action="store_true", help="cosine learning rate instead of --schedule")
+    training.add_argument("--wd", type=float, help="weight decay")
+    training.add_argument("--seed", type=int, default=0, help="seed of everything random")
+    training.add_argument("--resume", metavar="CKPT|auto", help="go on from this checkpoint, or from the run's newest")
+    training.add_argument("--reset_lr", action="store_true", help="on --resume, take --lr, not the checkpoint's rate")
+    training.add_argument("--save_freq", type=positive_int, default=1, help="epochs between checkpoints")
+    training.add_argument("--print_freq", type=positive_int, default=5, help="steps between readings of the meters")
+    training.add_argument("--prefix", help="results go to log-PREFIX/")
+    training.add_argument("--name_prefix", default="", help="start of the run's name")
+    speed = parser.add_argument_group("speed")
+    speed.add_argument("--precision", default="fp32", choices=["fp32", "bf16", "fp16"],
                        help="arithmetic of the encoders; logits, losses and queue are always fp32")
-    group.add_argument("--channels_last", action="store_true",
+    speed.add_argument("--channels_last", action="store_true",
                        help="channels-last memory layout; on a CPU, where it is quicker, always")
-    group.add_argument("--compile", action="store_true", help="torch.compile the encoders")
-    return group
-
-
-def add_launch_options(parser: Parser) -> None:
-    """Processes and devices; launchers set these."""
-    group = parser.add_argument_group("launch (torchrun, torch.distributed.launch and srun set these)")
-    group.add_argument("--gpu", type=int, help="GPU of a single process; -1: run on the CPU")
-    group.add_argument("--world-size", type=positive_int, default=1, help="number of processes, without a launcher")
-    group.add_argument("--rank", type=int, default=-1, help="number of this process, without a launcher")
-    group.add_argument("--dist-url", default="env://", help="where the processes meet")
-    group.add_argument("--dist-backend", choices=["nccl", "gloo"], help="nccl on GPUs, gloo on a CPU, if not given")
-    group.add_argument("--local_rank", type=int, help="number of this process on its machine")
+    speed.add_argument("--compile", action="store_true", help="torch.compile the encoders")
+    launch = parser.add_argument_group("launch (torchrun, torch.distributed.launch and srun set these)")
+    launch.add_argument("--gpu", type=int, help="GPU of a single process; -1: run on the CPU")
+    launch.add_argument("--world-size", type=positive_int, default=1, help="number of processes, without a launcher")
+    launch.add_argument("--rank", type=int, default=-1, help="number of this process, without a launcher")
+    launch.add_argument("--dist-url", default="env://", help="where the processes meet")
+    launch.add_argument("--dist-backend", choices=["nccl", "gloo"], help="nccl on GPUs, gloo on a CPU, if not given")
+    launch.add_argument("--local_rank", type=int, help="number of this process on its machine")
+    parser.set_defaults(**defaults)
+    return parser
 
 
 def pretraining_parser(description: str, models: list[str], dataset: str, workers: int) -> Parser:
     """The options that main_nce and main_coclr share."""
-    parser = Parser(description)
-    parser.add_argument("--model", default=models[0], choices=models, help="training method")
-    add_data_options(parser, dataset, workers, num_seq=2)
-    add_training_options(parser, batch_size=32, lr=1e-3, wd=1e-5, schedule=[120, 160], prefix="pretrain")
+    parser = training_parser(description, models, num_seq=2, dataset=dataset, workers=workers, wd=1e-5,
+                             schedule=[120, 160], prefix="pretrain")
     group = parser.add_argument_group("momentum contrast")
     group.add_argument("--moco-dim", type=positive_int, default=128, help="size of the embedding")
     group.add_argument("--moco-k", type=positive_int, default=2048, help="negatives in the queue")
@@ -129,8 +123,8 @@ def pretraining_parser(description: str, models: list[str], dataset: str, worker
     group.add_argument("--moco-t", type=float, default=0.07, help="temperature")
     group.add_argument("--bn_splits", type=positive_int,
                        help="groups in which each process normalises its batch; 2 for one process, 1 for several")
-    add_speed_options(parser).add_argument(
+    parser.add_argument(
         "--decode", default="cpu", choices=["cpu", "gpu"],
         help="where JPEGs are decoded, cropped and resized: by the loader's processes or, with nvJPEG, by the GPU")
-    add_launch_options(parser)
+    parser.add_argument("--test", help=argparse.SUPPRESS)  # refused: main_classifier.py evaluates
     return parser
