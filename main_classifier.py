@@ -21,7 +21,7 @@ from eval.weights import RANDOM, check_classes, digest, has_classifier, load_bac
 from model.classifier import LinearClassifier
 from utils import launch
 from utils.checkpoint import load_checkpoint
-from utils.engine import Batch, Step, Trainer, checkpoint_to_resume, run_folder
+from utils.engine import Batch, Step, Trainer, run_folder
 from utils.errors import UserError, one_line_errors
 from utils.launch import World
 from utils.metrics import top_k_hits
@@ -120,8 +120,7 @@ def train(args: argparse.Namespace, world: World) -> None:
     name = (f"{args.name_prefix}{args.dataset}-{args.img_dim}-sp{args.which_split}_{args.net}_{args.optim}"
             f"_bs{args.batch_size}_lr{args.lr}_wd{args.wd}_dp{args.dropout}_len{args.seq_len}_ds{args.ds}"
             f"_train-{args.train_what}_pt-{start}")
-    folder = run_folder(args, name, world)
-    resume = checkpoint_to_resume(args.resume, folder)
+    folder, resume = run_folder(args, name, world)
     if resume:
         saved = load_checkpoint(resume)
         if has_classifier(saved):

@@ -32,4 +32,4 @@ def tiny_trainer(data_root: Path, epochs: int, workers: int, loss_of: Callable[[
 
     loader = make_loader(ClipDataset(videos, 8, 1, 32, args.seed), args.batch_size, workers, 0, 1, world.device)
     return Trainer(args, world, model, [{"params": list(model.parameters())}], torch.optim.Adam, step, loader,
-                   run_folder(args, "long", world), validate=validate)
+                   run_folder(args, "long", world)[0], validate=validate)

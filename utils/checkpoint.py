@@ -140,9 +140,10 @@ class CheckpointFolder:
     """
 
     INTERRUPTED = "interrupted.pth.tar"
+    BEST_KEPT = 5
 
-    def __init__(self, folder: Path, keep_all: bool, best_kept: int = 5):
-        self.folder, self.keep_all, self.best_kept = folder, keep_all, best_kept
+    def __init__(self, folder: Path, keep_all: bool = False):
+        self.folder, self.keep_all = folder, keep_all
 
     def _numbered(self, stem: str) -> list[tuple[int, Path]]:
         pattern = re.compile(rf"^{stem}(\d+)\.pth\.tar$")
@@ -160,14 +161,11 @@ class CheckpointFolder:
                 os.link(path, best)  # a second name of the same file
             except OSError:
                 save_atomically(content, best)
-        if not self.keep_all:
-            for number, old in self._numbered("epoch"):
-                if number < epoch:
-                    old.unlink(missing_ok=True)
-        for _, old in self._numbered("model_best_epoch")[:-self.best_kept]:
-            old.unlink(missing_ok=True)
-        for leftover in (self.folder / self.INTERRUPTED, *self.folder.glob(".*.part")):  # .part: of a killed process
-            leftover.unlink(missing_ok=True)
+        older = [] if self.keep_all else [old for number, old in self._numbered("epoch") if number < epoch]
+        worse = [old for _, old in self._numbered("model_best_epoch")[:-self.BEST_KEPT]]
+        leftovers = self.folder.glob(".*.part")  # of a killed process
+        for unneeded in (*older, *worse, *leftovers, self.folder / self.INTERRUPTED):
+            unneeded.unlink(missing_ok=True)
         return path
 
     def save_interrupted(self, content: dict[str, Any]) -> Path:

@@ -69,40 +69,34 @@ class StopRequest:
             signal.signal(number, handler)
 
 
-def run_folder(args: argparse.Namespace, run_name: str, world: World) -> Path:
+def run_folder(args: argparse.Namespace, run_name: str, world: World) -> tuple[Path, Path | None]:
     """Make ``log-<prefix>/<run name>/{model,img}`` and hold it for this run alone.
 
-    Raises UserError when it cannot be written, another run holds it, or it has checkpoints and --resume is not given.
+    Returns it and the checkpoint that --resume means, None for a fresh start. Raises UserError when it cannot be
+    written, another run holds it, or it has checkpoints and --resume is not given.
     """
     folder = Path(f"log-{args.prefix}") / run_name
-    if not world.is_main:
-        return folder
-    try:
-        for part in ("model", "img"):
-            (folder / part).mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR)
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror}; choose another place or --prefix") from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # held until the process ends
-    except OSError as error:
-        raise UserError(f"another run is writing to {folder}; wait for it or choose another --name_prefix") from error
-    newest = CheckpointFolder(folder / "model", keep_all=False).newest()
-    if newest and not args.resume:
-        raise UserError(f"{newest} exists: --resume auto goes on from it; for a new run choose another --name_prefix "
-                        "or remove the folder")
-    log_to_file(folder / "log.txt")
-    return folder
-
-
-def checkpoint_to_resume(resume: str | None, folder: Path) -> Path | None:
-    """The checkpoint that --resume means for the run in ``folder``; None for a fresh start."""
-    if resume != "auto":
-        return Path(resume) if resume else None
-    path = CheckpointFolder(folder / "model", keep_all=False).newest()
-    if path is None:
+    if world.is_main:
+        try:
+            for part in ("model", "img"):
+                (folder / part).mkdir(parents=True, exist_ok=True)
+            lock = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR)
+        except OSError as error:
+            raise UserError(f"cannot write to {folder}: {error.strerror}; choose another place or --prefix") from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # held until the process ends
+        except OSError as error:
+            raise UserError(f"another run is writing to {folder}; wait for it or choose another "
+                            "--name_prefix") from error
+    newest = CheckpointFolder(folder / "model").newest()
+    if world.is_main:
+        if newest and not args.resume:
+            raise UserError(f"{newest} exists: --resume auto goes on from it; for a new run choose another "
+                            "--name_prefix or remove the folder")
+        log_to_file(folder / "log.txt")
+    if args.resume == "auto" and not newest:
         log.info("--resume auto: no checkpoint in %s yet, starting anew", folder)
-    return path
+    return folder, newest if args.resume == "auto" else Path(args.resume) if args.resume else None
 
 
 class Trainer:

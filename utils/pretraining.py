@@ -9,7 +9,7 @@ from torch import nn
 
 from backbone.select_backbone import feature_shape
 from utils.checkpoint import encoder_state, load_checkpoint, load_state
-from utils.engine import Step, Trainer, checkpoint_to_resume, run_folder
+from utils.engine import Step, Trainer, run_folder
 from utils.errors import UserError
 from utils.launch import World
 from utils.precision import refuse_unsound_precision
@@ -29,6 +29,10 @@ def check_options(args: argparse.Namespace, world: World) -> None:
         args.bn_splits = 2 if world.size == 1 and args.batch_size % 2 == 0 else 1
     if args.batch_size % args.bn_splits:
         raise UserError(f"--bn_splits {args.bn_splits} does not divide --batch_size {args.batch_size}")
+    values = args.batch_size // args.bn_splits * feature_shape(args.net, args.seq_len, args.img_dim)[1:].numel()
+    if values == 1:
+        raise UserError(f"--batch_size {args.batch_size} --bn_splits {args.bn_splits} leaves one value per channel to "
+                        "normalise; raise --batch_size, --seq_len or --img_dim")
 
 
 def load_encoder(encoder: nn.Module, path: str) -> int:
@@ -41,26 +45,13 @@ def load_encoder(encoder: nn.Module, path: str) -> int:
     return int(checkpoint.get("epoch", -1))
 
 
-def refuse_small_clips(args: argparse.Namespace) -> None:
-    """UserError when clips of --seq_len and --img_dim leave the backbone, or its batch norm, too few values."""
-    shape = feature_shape(args.net, args.seq_len, args.img_dim)
-    if args.batch_size // args.bn_splits * shape[1:].numel() == 1:
-        raise UserError(f"--batch_size {args.batch_size} --bn_splits {args.bn_splits} leaves one value per channel to "
-                        "normalise; raise --batch_size, --seq_len or --img_dim")
-
-
-def run_name(args: argparse.Namespace, method: str) -> str:
-    """Name of the run's folder, as the released runs were named."""
-    return (f"{args.name_prefix}{method}_k{args.moco_k}_{args.dataset}-{args.img_dim}_{args.net}_bs{args.batch_size}"
-            f"_lr{args.lr}_seq{args.num_seq}_len{args.seq_len}_ds{args.ds}")
-
-
 def pretrain(args: argparse.Namespace, world: World, model: nn.Module, step: Step,
              loader: torch.utils.data.DataLoader, method: str, start: Callable[[], None]) -> Path:
     """Train ``model`` up to --epochs, from ``start()`` unless resumed; returns the run's folder."""
-    refuse_small_clips(args)
-    folder = run_folder(args, run_name(args, method), world)
-    resume = checkpoint_to_resume(args.resume, folder)
+    # as the released runs were named
+    name = (f"{args.name_prefix}{method}_k{args.moco_k}_{args.dataset}-{args.img_dim}_{args.net}_bs{args.batch_size}"
+            f"_lr{args.lr}_seq{args.num_seq}_len{args.seq_len}_ds{args.ds}")
+    folder, resume = run_folder(args, name, world)
     if resume is None:
         start()
     if args.compile:
