@@ -116,10 +116,8 @@ def average_over_windows(network: Callable[[Tensor], Tensor], size: int, dataset
     """
     device = world.device
     mirrored = (False, True) if max(map(max, views.values())) >= dataset.crops else (False,)
-    sums = torch.zeros(len(views), len(dataset.videos), size, dtype=torch.float64, device=device)
+    sums = torch.zeros(dataset.crops * len(mirrored), len(dataset.videos), size, dtype=torch.float64, device=device)
     windows = torch.zeros(len(dataset.videos), dtype=torch.float64)
-    members = [torch.tensor([view in chosen for view in range(dataset.crops * len(mirrored))])
-               for chosen in views.values()]
 
     def counted() -> Iterator[Item]:
         items = window_loader(dataset, workers, world.rank, world.size, device)
@@ -142,14 +140,13 @@ def average_over_windows(network: Callable[[Tensor], Tensor], size: int, dataset
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
         batches = packed(counted(), mirrored, -(-batch_size // threads), device)
         for (_, _, video, view), output in in_threads(forward, batches, threads):
-            for total, member in zip(sums, members, strict=True):
-                rows = member[view].nonzero().flatten()
-                total.index_add_(0, video[rows].to(device), output[rows.to(device)].double())
+            rows = (view * len(dataset.videos) + video).to(device)
+            sums.flatten(0, 1).index_add_(0, rows, output.double())
     windows = windows.to(device)
     if world.size > 1:
         dist.all_reduce(sums)
         dist.all_reduce(windows)
     readable = windows.isfinite()
-    means = {name: (total / (windows[:, None] * len(chosen))).float().cpu()
-             for (name, chosen), total in zip(views.items(), sums, strict=True)}
+    means = {name: (sums[chosen].sum(dim=0) / (windows[:, None] * len(chosen))).float().cpu()
+             for name, chosen in views.items()}
     return means, readable.cpu()
