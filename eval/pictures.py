@@ -160,12 +160,11 @@ def stage_chart(panels: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]
         for number, bars in enumerate(stages.values()):
             for offset, (stream, values) in enumerate(bars.items()):
                 x, mean = number + 0.26 * (offset - (len(bars) - 1) / 2), statistics.fmean(values)
-                ax.bar(x, mean, 0.24, color=f"C{streams.index(stream)}", label=stream)
+                spread = statistics.stdev(values) if len(values) > 1 else None
+                bar = ax.bar(x, mean, 0.24, yerr=spread, capsize=4, color=f"C{streams.index(stream)}", label=stream)
+                ax.bar_label(bar, fmt="%.1f", padding=3, fontsize=8)
                 if len(values) > 1:
-                    ax.errorbar(x, mean, statistics.stdev(values), color="black", capsize=4)
                     ax.scatter([x] * len(values), values, s=9, color="black", alpha=0.5, zorder=3)
-                ax.annotate(f"{mean:.1f}", (x, max(values)), (0, 6), textcoords="offset points", ha="center",
-                            fontsize=8)
         ax.set_xticks(range(len(stages)), stages)
         ax.set(title=title, ylabel=ylabel)
         ax.margins(y=0.12)

@@ -78,11 +78,8 @@ def make_parser() -> Parser:
 
 def newest(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The last record of each evaluation: of equal what, crops, dataset, split, stream, checkpoint and settings."""
-    found = {}
-    for record in records:
-        key = [record.get(name) for name in ("what", "crops", "dataset", "split", "stream", "checkpoint", "settings")]
-        found[repr(key)] = record
-    return list(found.values())
+    key = ("what", "crops", "dataset", "split", "stream", "checkpoint", "settings")
+    return list({repr([record.get(name) for name in key]): record for record in records}.values())
 
 
 def subject_of(record: dict[str, Any], mean: bool) -> tuple[str, ...]:
