@@ -26,24 +26,19 @@ class Meters:
 
     def flush(self) -> list[dict[str, float]]:
         """The steps added since the last flush, each the mean over ranks; all ranks must flush together."""
-        numbers = iter(self._read([value.double() for step in self._pending for value in step.values()]))
-        steps = [{name: next(numbers) for name in step} for step in self._pending]
-        self._pending.clear()
+        pending, self._pending = self._pending, []
+        scalars = [value.double() for step in pending for value in step.values()]
+        means = torch.stack(scalars) if scalars else torch.empty(0)
+        if scalars and dist.is_initialized():
+            dist.all_reduce(means)
+            means /= dist.get_world_size()
+        numbers = iter(means.tolist())
+        steps = [{name: next(numbers) for name in step} for step in pending]
         for step in steps:
             for name, value in step.items():
                 self.sums[name] += value
                 self.counts[name] += 1
         return steps
-
-    @staticmethod
-    def _read(scalars: list[Tensor]) -> list[float]:
-        if not scalars:
-            return []
-        stacked = torch.stack(scalars)
-        if dist.is_initialized():
-            dist.all_reduce(stacked)
-            stacked /= dist.get_world_size()
-        return stacked.tolist()
 
     def means(self) -> dict[str, float]:
         """Mean of each scalar over the steps that had it."""

@@ -2,7 +2,6 @@
 import argparse
 import logging
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -46,8 +45,8 @@ def load_encoder(encoder: nn.Module, path: str) -> int:
 
 
 def pretrain(args: argparse.Namespace, world: World, model: nn.Module, step: Step,
-             loader: torch.utils.data.DataLoader, method: str, start: Callable[[], None]) -> Path:
-    """Train ``model`` up to --epochs, from ``start()`` unless resumed; returns the run's folder."""
+             loader: torch.utils.data.DataLoader, method: str, start: Callable[[], None]) -> None:
+    """Train ``model`` up to --epochs, from ``start()`` unless resumed."""
     # as the released runs were named
     name = (f"{args.name_prefix}{method}_k{args.moco_k}_{args.dataset}-{args.img_dim}_{args.net}_bs{args.batch_size}"
             f"_lr{args.lr}_seq{args.num_seq}_len{args.seq_len}_ds{args.ds}")
@@ -68,4 +67,3 @@ def pretrain(args: argparse.Namespace, world: World, model: nn.Module, step: Ste
              len(loader.dataset), trainer.batches.batches_per_epoch(), world.size, "es" * (world.size > 1),
              world.device, args.batch_size // args.bn_splits)
     trainer.fit()
-    return folder

@@ -26,16 +26,12 @@ RELEASED = {
 }
 
 
-def cache_folder() -> Path:
-    """Where downloads are kept: $COCLR_CACHE, else ~/.cache/coclr."""
-    return Path(os.environ.get("COCLR_CACHE") or Path.home() / ".cache" / "coclr")
-
-
 def fetch(source: str, offline: bool = False) -> Path:
     """The file that ``source`` means: a path as it is, a URL or a released name once downloaded to the cache.
 
-    $COCLR_WEIGHTS_URL names another server of the released files. Several processes may ask at once: one downloads.
-    Raises UserError when the download fails, or is needed while ``offline``.
+    The cache is $COCLR_CACHE, else ~/.cache/coclr; $COCLR_WEIGHTS_URL names another server of the released files.
+    Several processes may ask at once: one downloads. Raises UserError when the download fails, or is needed while
+    ``offline``.
     """
     if source in RELEASED:
         url = os.environ.get("COCLR_WEIGHTS_URL", SERVER).rstrip("/") + "/" + RELEASED[source]
@@ -45,7 +41,8 @@ def fetch(source: str, offline: bool = False) -> Path:
         return Path(source)
     # a folder per source: features and probabilities are kept beside a checkpoint
     name = source if source in RELEASED else hashlib.sha256(url.encode()).hexdigest()[:16]
-    path = cache_folder() / name / (url.split("?")[0].rstrip("/").rsplit("/", 1)[-1] or "weights.tar")
+    cache = Path(os.environ.get("COCLR_CACHE") or Path.home() / ".cache" / "coclr")
+    path = cache / name / (url.split("?")[0].rstrip("/").rsplit("/", 1)[-1] or "weights.tar")
     if path.is_file():
         return path
     if offline:

@@ -23,11 +23,12 @@ class Scalars:
         self._lines = open(folder / "scalars.jsonl", "a", encoding="utf-8")
         self._events = EventsWriter(str(folder / "img" / "events"))
         # START: tensorboard drops what an earlier run wrote from here on
-        self._pending = [Event(step=first_step, session_log=SessionLog(status=SessionLog.START))]
+        self._pending = [Event(wall_time=time.time(), step=first_step, session_log=SessionLog(status=SessionLog.START))]
 
     def add(self, group: str, values: Mapping[str, float], step: int) -> None:
         """Show ``values`` in tensorboard as GROUP/NAME at ``step``."""
-        self._pending += [Event(step=step, summary=scalar(f"{group}/{name}", value)) for name, value in values.items()]
+        self._pending += [Event(wall_time=time.time(), step=step, summary=scalar(f"{group}/{name}", value))
+                          for name, value in values.items()]
 
     def add_line(self, **record: float) -> None:
         """Append a line to scalars.jsonl."""
@@ -40,7 +41,6 @@ class Scalars:
                 if isinstance(item, str):
                     self._lines.write(item)
                 else:
-                    item.wall_time = time.time()
                     self._events.write_event(item)
             self._lines.flush()
             self._events.flush()
