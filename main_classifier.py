@@ -2,6 +2,7 @@
 import argparse
 import dataclasses
 import logging
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,7 @@ from backbone.select_backbone import feature_shape
 from dataset.clip_dataset import ClipDataset, make_loader
 from dataset.registry import Videos, parse_name
 from dataset.views import View, draw_crop
-from dataset.window_dataset import WindowDataset
-from eval.evaluate import check_same_classes, evaluate, probabilities_of, read_videos
+from eval.evaluate import evaluate, probabilities_of, read_videos
 from eval.metrics import accuracies
 from eval.weights import RANDOM, check_classes, digest, has_classifier, load_backbone, origin
 from model.classifier import LinearClassifier
@@ -96,8 +96,8 @@ def make_step(train_what: str) -> Step:
 
 def train(args: argparse.Namespace, world: World) -> None:
     """Train the linear layer, or it and the network, and validate along the way."""
-    videos, validation = read_videos(args, "train"), validation_part(read_videos(args, "test"))
-    check_same_classes(videos, validation)
+    videos, test = read_videos(args, "train", "test")
+    validation = validation_part(test)
     probe = args.train_what == "last"
     torch.manual_seed(args.seed)
     model = LinearClassifier(len(videos.classes), args.net, args.dropout, use_dropout=not probe, use_l2_norm=probe,
@@ -136,7 +136,6 @@ def train(args: argparse.Namespace, world: World) -> None:
     dataset = ClipDataset(videos, args.seq_len, args.ds, args.img_dim, args.seed,
                           lambda rng: (View(0, "finetune"),),
                           lambda rng, height, width: draw_crop(rng, height, width, attempts=10, fallback="centre"))
-    val_windows = WindowDataset(validation, args.seq_len, args.ds, args.img_dim, middle_only=True)
 
     def validate(epoch: int) -> dict[str, float]:
         if (epoch + 1) % args.eval_freq and epoch != args.epochs - 1:
@@ -144,18 +143,14 @@ def train(args: argparse.Namespace, world: World) -> None:
         if world.size > 1:
             for buffer in model.buffers():  # each process has its own running statistics; rank 0's are saved
                 dist.broadcast(buffer, 0)
-        means, readable = probabilities_of(model, args, world, val_windows)
-        found = accuracies(means["center"][readable], torch.from_numpy(validation.labels)[readable])
-        return {f"val_{name}": value / 100 for name, value in found.items()}
+        found = probabilities_of(model, args, world, validation, middle_only=True)["center"]
+        return {f"val_{name}": value / 100 for name, value in accuracies(found.features, found.labels).items()}
 
-    def make_optimizer(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        if args.optim == "sgd":
-            return torch.optim.SGD(groups, lr=args.lr, weight_decay=args.wd, momentum=0.9)
-        return torch.optim.Adam(groups, lr=args.lr, weight_decay=args.wd)
-
+    kind = partial(torch.optim.SGD, momentum=0.9) if args.optim == "sgd" else torch.optim.Adam
     loader = make_loader(dataset, args.batch_size, args.workers, world.rank, world.size, world.device)
-    trainer = Trainer(args, world, model, groups, make_optimizer, make_step(args.train_what), loader, folder, resume,
-                      best="val_top1", validate=validate, extra=extra)
+    trainer = Trainer(args, world, model, groups, partial(kind, lr=args.lr, weight_decay=args.wd),
+                      make_step(args.train_what), loader, folder, resume, best="val_top1", validate=validate,
+                      extra=extra)
     log.info("%s: %d training and %d validation videos of %d classes, %d steps per epoch", folder, len(videos),
              len(validation), len(videos.classes), trainer.batches.batches_per_epoch())
     trainer.fit()

@@ -3,6 +3,7 @@ import argparse
 import itertools
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,23 +29,33 @@ from utils.released import fetch
 log = logging.getLogger("coclr")
 
 
-def read_videos(args: argparse.Namespace, part: str) -> Videos:
-    return open_videos(args.dataset, part, args.seq_len, args.ds, args.data_root,
-                       {"rgb": args.rgb_lmdb, "flow": args.flow_lmdb}, args.which_split)
-
-
-def check_same_classes(train: Videos, test: Videos) -> None:
-    if train.classes != test.classes:
+def read_videos(args: argparse.Namespace, *parts: str) -> list[Videos]:
+    """The videos of each of the ``parts``; UserError where they do not have the same classes."""
+    found = [open_videos(args.dataset, part, args.seq_len, args.ds, args.data_root,
+                         {"rgb": args.rgb_lmdb, "flow": args.flow_lmdb}, args.which_split) for part in parts]
+    if any(videos.classes != found[0].classes for videos in found):
         raise UserError("training and test videos have different class lists; put one classes.txt beside the databases")
+    return found
 
 
-def probabilities_of(model: LinearClassifier, args: argparse.Namespace, world: World, dataset: WindowDataset,
-                     crops: str = "center") -> tuple[dict[str, Tensor], Tensor]:
-    """Class probabilities [V, classes] by result, see ``average_over_windows``; leaves the model in eval mode."""
+def averages(network: Callable[[Tensor], Tensor], size: int, args: argparse.Namespace, world: World, videos: Videos,
+             crops: str = "center", middle_only: bool = False) -> dict[str, Features]:
+    """Mean outputs [V, size] of the ``network`` for the readable ``videos`` by result, see ``average_over_windows``."""
+    dataset = WindowDataset(videos, args.seq_len, args.ds, args.img_dim, CROPS[crops], middle_only)
+    means, readable = average_over_windows(network, size, dataset, views_of(crops), world, args.batch_size,
+                                           args.workers, args.precision, args.channels_last)
+    if not readable.any():
+        raise UserError(f"no video of {args.dataset} could be read")
+    labels, names = torch.from_numpy(videos.labels)[readable], list(itertools.compress(videos.names, readable))
+    return {result: Features(mean[readable], labels, names) for result, mean in means.items()}
+
+
+def probabilities_of(model: LinearClassifier, args: argparse.Namespace, world: World, videos: Videos,
+                     crops: str = "center", middle_only: bool = False) -> dict[str, Features]:
+    """Class probabilities [V, classes] by result, see ``averages``; leaves the model in eval mode."""
     model.eval()
-    return average_over_windows(lambda clips: model(clips)[0].float().softmax(dim=1), len(dataset.videos.classes),
-                                dataset, views_of(crops), world, args.batch_size, args.workers, args.precision,
-                                args.channels_last)
+    return averages(lambda clips: model(clips)[0].float().softmax(dim=1), len(videos.classes), args, world, videos,
+                    crops, middle_only)
 
 
 def evaluate(args: argparse.Namespace, world: World) -> None:
@@ -52,8 +63,8 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
     path = random_weights(args, world) if args.test == "random" else fetch(args.test, args.offline)
     checkpoint = load_checkpoint(path)
     settings = {key: getattr(args, key) for key in ("net", "seq_len", "ds", "img_dim", "precision")}
-    record = {"dataset": parse_name(args.dataset).base, "split": args.which_split,
-              "stream": parse_name(args.dataset).streams[0], "checkpoint": str(path),
+    name = parse_name(args.dataset)
+    record = {"dataset": name.base, "split": args.which_split, "stream": name.streams[0], "checkpoint": str(path),
               "epoch": int(checkpoint.get("epoch", -1)), "origin": origin(checkpoint, path), "settings": settings}
     asked = next((crops for crops in ("ten", "five", "center") if getattr(args, f"{crops}_crop")), None)
     if asked or not args.retrieval:
@@ -68,23 +79,19 @@ def evaluate_crops(args: argparse.Namespace, world: World, crops: str, path: Pat
     if not has_classifier(checkpoint):
         raise UserError(f"{path} holds no classifier ({origin(checkpoint, path)['method']}): test it by --retrieval, "
                         f"or train one by --pretrain {path}")
-    videos = read_videos(args, "test")
+    videos, = read_videos(args, "test")
     model = for_inference(load_classifier(checkpoint, args.net, videos.classes, path), args, world)
     kind = "linear" if model.use_l2_norm else "finetune"
     log.info("%s: %s, epoch %d, %s", path, "linear probe" if kind == "linear" else "whole network trained",
              record["epoch"], "batch norm before the layer" if model.final_bn is not None else "no final batch norm")
-    dataset = WindowDataset(videos, args.seq_len, args.ds, args.img_dim, CROPS[crops])
-    means, readable = probabilities_of(model, args, world, dataset, crops)
-    labels = torch.from_numpy(videos.labels)[readable]
-    names = list(itertools.compress(videos.names, readable))
-    for result, mean in means.items() if world.is_main else ():
-        mean = mean[readable]
-        numbers = accuracies(mean, labels)
+    found = probabilities_of(model, args, world, videos, crops)
+    for result, (probabilities, labels, names) in found.items() if world.is_main else ():
+        numbers = accuracies(probabilities, labels)
         log.info("%s, %s crop, %d videos: %s", args.dataset, result, len(names), as_text(numbers))
-        rows = zip(names, mean.tolist(), labels.tolist(), strict=True)
+        rows = zip(names, probabilities.tolist(), labels.tolist(), strict=True)
         file = write_file(f"{path}-prob-{result}.json", json.dumps(
             {name: {"mean_prob": row, "label": label, "dataset": record["dataset"]} for name, row, label in rows}))
-        counts = confusion_matrix(labels.tolist(), mean.argmax(dim=1).tolist(), len(videos.classes))
+        counts = confusion_matrix(labels.tolist(), probabilities.argmax(dim=1).tolist(), len(videos.classes))
         write_file(f"{path}-confusion-{result}.png", confusion_picture(counts, videos.classes))
         append_record(args.results, what=kind, crops=result, **record, videos=len(names),
                       left_out=len(videos) - len(names), file=str(file.resolve()), numbers=numbers)
@@ -93,8 +100,7 @@ def evaluate_crops(args: argparse.Namespace, world: World, crops: str, path: Pat
 def evaluate_retrieval(args: argparse.Namespace, world: World, path: Path, checkpoint: dict[str, Any],
                        record: dict[str, Any]) -> None:
     """R@k of the network's features, which are kept beside CKPT and reused where nothing changed."""
-    videos = {part: read_videos(args, part) for part in PARTS}
-    check_same_classes(*videos.values())
+    videos = dict(zip(PARTS, read_videos(args, *PARTS), strict=True))
     folder = path.parent / args.dirname
     made_from = provenance(path, videos, record)
     reusable = torch.tensor(int(world.is_main and made_from_the_same(folder, args.dataset, made_from)),
@@ -123,14 +129,7 @@ def evaluate_retrieval(args: argparse.Namespace, world: World, path: Path, check
 def extract(backbone: nn.Module, size: int, args: argparse.Namespace, world: World, videos: Videos) -> Features:
     """Features of the readable ``videos``: the global average, averaged over all windows, centre crop."""
     backbone = for_inference(backbone, args, world)
-    dataset = WindowDataset(videos, args.seq_len, args.ds, args.img_dim)
-    means, readable = average_over_windows(
-        lambda clips: backbone(clips).float().mean(dim=(2, 3, 4)), size, dataset, views_of("center"), world,
-        args.batch_size, args.workers, args.precision, args.channels_last)
-    if not readable.any():
-        raise UserError(f"no video of {args.dataset} could be read")
-    return Features(means["center"][readable], torch.from_numpy(videos.labels)[readable],
-                    list(itertools.compress(videos.names, readable)))
+    return averages(lambda clips: backbone(clips).float().mean(dim=(2, 3, 4)), size, args, world, videos)["center"]
 
 
 def for_inference(module: nn.Module, args: argparse.Namespace, world: World) -> nn.Module:

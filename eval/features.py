@@ -2,9 +2,8 @@
 import hashlib
 import json
 import logging
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -20,8 +19,7 @@ log = logging.getLogger("coclr")
 PARTS = ("train", "test")
 
 
-@dataclass(frozen=True)
-class Features:
+class Features(NamedTuple):
     """Features [N, C] float32 of one part of a dataset, labels [N] int64 and "class/video" names (may be unknown)."""
 
     features: Tensor
