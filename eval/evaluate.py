@@ -16,7 +16,7 @@ from dataset.registry import Videos, open_videos, parse_name
 from dataset.window_dataset import WindowDataset
 from eval.extract import CROPS, average_over_windows, folded, views_of
 from eval.features import PARTS, Features, load_features, made_from_the_same, provenance, save_features
-from eval.metrics import accuracies, as_text, recalls, retrieve
+from eval.metrics import accuracies, recalls, retrieve
 from eval.pictures import confusion_matrix, confusion_picture, recall_curve
 from eval.records import append_record, write_file
 from eval.weights import RANDOM, has_classifier, load_backbone, load_classifier, origin
@@ -24,6 +24,7 @@ from model.classifier import LinearClassifier
 from utils.checkpoint import load_checkpoint, save_atomically
 from utils.errors import UserError
 from utils.launch import World
+from utils.metrics import as_text
 from utils.released import fetch
 
 log = logging.getLogger("coclr")

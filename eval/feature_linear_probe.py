@@ -89,11 +89,10 @@ def main(argv: list[str] | None = None) -> None:
                                                     "final_bn", "seed")}
     made_from = read_provenance(folder, args.dataset)
     name = parse_name(args.dataset)
-    append_record(args.results, what="feature probe", dataset=name.base, stream=name.streams[0],
-                  split=made_from.get("split"), checkpoint=made_from.get("checkpoint", str(folder)),
-                  epoch=made_from.get("epoch"), origin=made_from.get("origin"),
-                  settings=settings | {"features": made_from.get("settings")}, videos=len(test.labels),
-                  numbers=numbers)
+    known = {key: made_from.get(key) for key in ("split", "epoch", "origin")}
+    append_record(args.results, what="feature probe", dataset=name.base, stream=name.streams[0], **known,
+                  checkpoint=made_from.get("checkpoint", str(folder)), videos=len(test.labels),
+                  settings=settings | {"features": made_from.get("settings")}, numbers=numbers)
 
 
 if __name__ == "__main__":

@@ -13,10 +13,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dataset.registry import parse_name
 from dataset.splits import class_of, class_order
 from eval.features import PARTS, Features, find_folder, load_features, read_provenance
-from eval.metrics import accuracies, as_text, retrieve
+from eval.metrics import accuracies, retrieve
 from eval.records import append_record, read_json, read_records
 from utils.errors import UserError, one_line_errors
 from utils.log import start_logging
+from utils.metrics import as_text
 from utils.options import Parser
 
 log = logging.getLogger("coclr")

@@ -51,8 +51,3 @@ def retrieve(train: Sequence[Features], test: Sequence[Features]) -> tuple[dict[
     """R@k for k in ``KS``, and the neighbours int64 [Q, 50], from the features of one or more streams."""
     neighbours = nearest([f.features for f in test], [f.features for f in train], max(KS))
     return recall_at(neighbours, test[0].labels, train[0].labels), neighbours
-
-
-def as_text(numbers: dict[str, float]) -> str:
-    """Numbers on one line."""
-    return ", ".join(f"{name} {value:.2f}" for name, value in numbers.items())

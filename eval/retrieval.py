@@ -9,11 +9,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dataset.registry import open_videos
 from eval.features import PARTS, Features, add_feature_options, find_folder, load_features
-from eval.metrics import as_text, recalls, retrieve
+from eval.metrics import recalls, retrieve
 from eval.pictures import gallery, recall_curve
 from eval.records import write_file
 from utils.errors import UserError, one_line_errors
 from utils.log import start_logging
+from utils.metrics import as_text
 from utils.options import Parser, add_database_options, positive_int
 
 log = logging.getLogger("coclr")

@@ -150,7 +150,7 @@ class CheckpointFolder:
         found = [(match, path) for path in self.folder.glob(f"{stem}*") if (match := pattern.match(path.name))]
         return sorted((int(match[1]), path) for match, path in found)
 
-    def save_epoch(self, content: dict[str, Any], epoch: int, is_best: bool) -> Path:
+    def save_epoch(self, content: dict[str, Any], epoch: int, is_best: bool) -> None:
         """Write epoch<N>, and model_best_epoch<N> if it is the best; then remove what need not be kept."""
         path = self.folder / f"epoch{epoch}.pth.tar"
         save_atomically(content, path)
@@ -166,7 +166,6 @@ class CheckpointFolder:
         leftovers = self.folder.glob(".*.part")  # of a killed process
         for unneeded in (*older, *worse, *leftovers, self.folder / self.INTERRUPTED):
             unneeded.unlink(missing_ok=True)
-        return path
 
     def save_interrupted(self, content: dict[str, Any]) -> Path:
         """Write the state in the middle of an epoch."""

@@ -30,7 +30,7 @@ from utils.checkpoint import (
 from utils.errors import UserError
 from utils.launch import World
 from utils.log import log_to_file
-from utils.metrics import Meters
+from utils.metrics import Meters, as_text
 from utils.precision import autocast
 from utils.scalars import Scalars
 from utils.schedule import learning_rate
@@ -299,7 +299,7 @@ class Trainer:
             left = (self.args.epochs - epoch) * total - done
             seconds = left * self.args.batch_size * self.world.size / speed["clips_per_second"]
             log.info("epoch %d, step %d/%d: %s, %.1f clips/s, data wait %.0f %%, %s left", epoch, done, total,
-                     as_text(steps[-1]), speed["clips_per_second"], 100 * speed["data_wait"],
+                     as_text(steps[-1], 4), speed["clips_per_second"], 100 * speed["data_wait"],
                      tqdm.format_interval(seconds))
 
     def _end_epoch(self, epoch: int, means: dict[str, float], scalars: Scalars | None) -> None:
@@ -311,7 +311,7 @@ class Trainer:
             return
         scalars.add("epoch", means, epoch)
         scalars.flush()
-        log.info("epoch %d of 0-%d: %s", epoch, self.args.epochs - 1, as_text(means))
+        log.info("epoch %d of 0-%d: %s", epoch, self.args.epochs - 1, as_text(means, 4))
         if (epoch + 1) % self.args.save_freq == 0 or epoch == self.args.epochs - 1:
             self.checkpoints.save_epoch(self._content(epoch, batches=0), epoch, is_best)
 
@@ -324,15 +324,9 @@ class Trainer:
         sys.exit(128 + number)
 
 
-def as_text(scalars: dict[str, float]) -> str:
-    """Scalars on one line."""
-    return ", ".join(f"{name} {value:.4f}" for name, value in scalars.items())
-
-
 def augment_batch(batch: Batch, device: torch.device, channels_last: bool) -> Tensor:
     """Augment ``ClipDataset`` items on ``device``: uint8 [B, V, streams, T, S, S, 3] -> [B, V, streams, 3, T, S, S]."""
     clips = batch["clips"].to(device, non_blocking=True)
     shape = clips.shape[:3]
-    streams = shape[2]
-    draws = {name: draw.flatten(0, 1).repeat_interleave(streams, dim=0) for name, draw in batch["draws"].items()}
+    draws = {name: draw.flatten(0, 1).repeat_interleave(shape[2], dim=0) for name, draw in batch["draws"].items()}
     return augment(clips.flatten(0, 2), draws, channels_last).unflatten(0, shape)

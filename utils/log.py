@@ -13,8 +13,8 @@ class _TqdmHandler(logging.Handler):
         tqdm.write(self.format(record), file=sys.stderr)
 
 
-def start_logging(is_main: bool) -> logging.Logger:
-    """The project's logger; other ranks show warnings only."""
+def start_logging(is_main: bool) -> None:
+    """Set up the project's logger; other ranks show warnings only."""
     log = logging.getLogger("coclr")
     log.handlers.clear()
     logging.raiseExceptions = False  # a full disk may cut the log short, but neither fills the console nor ends the run
@@ -23,7 +23,6 @@ def start_logging(is_main: bool) -> logging.Logger:
     log.addHandler(handler)
     log.setLevel(logging.INFO if is_main else logging.WARNING)
     log.propagate = False
-    return log
 
 
 def log_to_file(path: Path) -> None:

@@ -57,3 +57,8 @@ def top_k_hits(logits: Tensor, positives: Tensor, ks: tuple[int, ...] = (1, 5)) 
     order = logits.topk(min(max(ks), logits.shape[1]), dim=1).indices  # [B, k]
     hits = order == positives[:, None] if positives.dim() == 1 else positives.gather(1, order)
     return {f"top{k}": hits[:, :k].any(dim=1).float().mean() for k in ks}
+
+
+def as_text(numbers: dict[str, float], decimals: int = 2) -> str:
+    """Numbers on one line."""
+    return ", ".join(f"{name} {value:.{decimals}f}" for name, value in numbers.items())
