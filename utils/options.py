@@ -11,13 +11,8 @@ class _Help(argparse.HelpFormatter):
     """Help whose usage line shows what is needed alone, with defaults where there are any, N and X for numbers."""
 
     def add_usage(self, usage, actions, groups, prefix=None):
-        words = [" ".join((action.option_strings[-1], self._metavar(action))) if action.option_strings else
-                 self._metavar(action) if action.required else f"[{self._metavar(action)}]"
-                 for action in actions if action.required or not action.option_strings]
-        super().add_usage(" ".join(["%(prog)s", "[options]", *words]), actions, groups, prefix)
-
-    def _metavar(self, action: argparse.Action) -> str:
-        return action.metavar or self._get_default_metavar_for_optional(action)
+        self._prog += " [options]"
+        super().add_usage(usage, [a for a in actions if a.required or not a.option_strings], [], prefix)
 
     def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
         return {int: "N", positive_int: "N", float: "X"}.get(action.type, action.dest.upper())
