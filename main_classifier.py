@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbone.select_backbone import feature_shape
-from dataset.clip_dataset import ClipDataset, make_loader
+from dataset.clip_dataset import ClipDataset, is_left_to, make_loader
 from dataset.registry import Videos, parse_name
 from dataset.views import View, draw_crop
 from eval.evaluate import evaluate, probabilities_of, read_videos
@@ -135,7 +135,8 @@ def train(args: argparse.Namespace, world: World) -> None:
         {"params": head}]
     dataset = ClipDataset(videos, args.seq_len, args.ds, args.img_dim, args.seed,
                           lambda rng: (View(0, "finetune"),),
-                          lambda rng, height, width: draw_crop(rng, height, width, attempts=10, fallback="centre"))
+                          lambda rng, height, width: draw_crop(rng, height, width, attempts=10, fallback="centre"),
+                          is_left_to(world.device, args.decode))
 
     def validate(epoch: int) -> dict[str, float]:
         if (epoch + 1) % args.eval_freq and epoch != args.epochs - 1:

@@ -125,6 +125,14 @@ class ClipDataset(Dataset):
                                     zip(batch["epoch"].tolist(), batch["index"].tolist(), strict=True)])
 
 
+def is_left_to(device: torch.device, decode: str) -> bool:
+    """Whether the loader's processes leave decoding to the training device: as --decode says, if it can."""
+    if decode == "gpu" and not device_decodes(device):
+        log.warning("--decode gpu: there is no nvJPEG here (a GPU, torchvision with CUDA); the workers decode")
+        return False
+    return decode == "gpu"
+
+
 def join_jpegs(samples: list[Sample]) -> Sample:
     """Collate encoded samples: their JPEGs become one tensor "jpegs" with "sizes", and "frames" number all of them."""
     jpegs: list[bytes] = []
@@ -200,8 +208,6 @@ def pretraining_loader(args: argparse.Namespace, rank: int, world_size: int, dev
                         f"that is {name.base}{ending.replace('NAME', name.base)}")
     videos = open_videos(args.dataset, "train", args.seq_len, args.ds, args.data_root,
                          {"rgb": args.rgb_lmdb, "flow": args.flow_lmdb})
-    encoded = args.decode == "gpu" and device_decodes(device)
-    if args.decode == "gpu" and not encoded:
-        log.warning("--decode gpu: there is no nvJPEG here (a GPU, torchvision with CUDA); the workers decode")
-    dataset = ClipDataset(videos, args.seq_len, args.ds, args.img_dim, args.seed, encoded=encoded)
+    dataset = ClipDataset(videos, args.seq_len, args.ds, args.img_dim, args.seed,
+                          encoded=is_left_to(device, args.decode))
     return make_loader(dataset, args.batch_size, args.workers, rank, world_size, device)

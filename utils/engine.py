@@ -303,16 +303,17 @@ class Trainer:
                      tqdm.format_interval(seconds))
 
     def _end_epoch(self, epoch: int, means: dict[str, float], scalars: Scalars | None) -> None:
-        value = means.get(self.best, -math.inf)
-        is_best = value > self.best_value
-        self.best_value = max(value, self.best_value)
+        is_saved = (epoch + 1) % self.args.save_freq == 0 or epoch == self.args.epochs - 1
+        is_best = is_saved and means.get(self.best, -math.inf) > self.best_value
+        if is_best:
+            self.best_value = means[self.best]
         self.meters = Meters()
         if not scalars:
             return
         scalars.add("epoch", means, epoch)
         scalars.flush()
         log.info("epoch %d of 0-%d: %s", epoch, self.args.epochs - 1, as_text(means, 4))
-        if (epoch + 1) % self.args.save_freq == 0 or epoch == self.args.epochs - 1:
+        if is_saved:
             self.checkpoints.save_epoch(self._content(epoch, batches=0), epoch, is_best)
 
     def _leave(self, number: int, epoch: int) -> None:

@@ -96,6 +96,9 @@ def training_parser(description: str, models: list[str], num_seq: int, **default
     speed.add_argument("--channels_last", action="store_true",
                        help="channels-last memory layout; on a CPU, where it is quicker, always")
     speed.add_argument("--compile", action="store_true", help="torch.compile the encoders")
+    speed.add_argument("--decode", default="cpu", choices=["cpu", "gpu"],
+                       help="who decodes, crops and resizes frames of training: the loader's processes or, by nvJPEG, "
+                            "the GPU")
     launch = parser.add_argument_group("launch (torchrun, torch.distributed.launch and srun set these)")
     launch.add_argument("--gpu", type=int, help="GPU of a single process; -1: run on the CPU")
     launch.add_argument("--world-size", type=positive_int, default=1, help="number of processes, without a launcher")
@@ -118,8 +121,5 @@ def pretraining_parser(description: str, models: list[str], dataset: str, worker
     group.add_argument("--moco-t", type=float, default=0.07, help="temperature")
     group.add_argument("--bn_splits", type=positive_int,
                        help="groups in which each process normalises its batch; 2 for one process, 1 for several")
-    parser.add_argument(
-        "--decode", default="cpu", choices=["cpu", "gpu"],
-        help="where JPEGs are decoded, cropped and resized: by the loader's processes or, with nvJPEG, by the GPU")
     parser.add_argument("--test", help=argparse.SUPPRESS)  # refused: main_classifier.py evaluates
     return parser

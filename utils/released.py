@@ -1,10 +1,10 @@
 """Weights by path, URL or released name: downloaded once into a cache."""
 import fcntl
 import hashlib
+import http.client
 import logging
 import os
 import shutil
-import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -53,7 +53,7 @@ def fetch(source: str, offline: bool = False) -> Path:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not path.is_file():
                 _download(url, path)
-    except (OSError, urllib.error.URLError, ValueError) as error:
+    except (OSError, http.client.HTTPException, ValueError) as error:
         raise UserError(f"cannot download {url}: {error}; fetch it by hand to {path}, or set $COCLR_WEIGHTS_URL to a "
                         "mirror of the released files") from error
     return path
