@@ -125,7 +125,8 @@ def _prepare_share(share: list[Video], folder: Path, options: Options, jobs: int
     """Prepare this process's videos with a progress bar, and say after the first ones what all will take."""
     frames, size, seconds, began = 0, 0, 0.0, time.perf_counter()
     sample = min(len(share), max(8, 2 * jobs))
-    with tqdm(total=len(share), unit="video", smoothing=0.05, disable=not log.isEnabledFor(logging.INFO)) as bar:
+    quiet = None if log.isEnabledFor(logging.INFO) else True  # None: where there is no terminal
+    with tqdm(total=len(share), unit="video", smoothing=0.05, disable=quiet) as bar:
         for count, entry in enumerate(prepare_videos(share, folder, options, jobs), 1):
             yield entry
             bar.update()
@@ -152,7 +153,7 @@ def wait_for(videos: dict[str, Video], done: dict[str, dict], folder: Path, pati
     Raises UserError if videos are missing and nothing was written for ``patience`` seconds.
     """
     written, since = -1, time.monotonic()
-    with tqdm(total=len(videos), unit="video", desc="all processes", leave=False, initial=len(done)) as bar:
+    with tqdm(total=len(videos), unit="video", desc="all processes", initial=len(done), disable=None) as bar:
         while True:
             done |= {name: entry for name, entry in read_journals(folder).items() if name in videos} | done
             bar.update(len(done) - bar.n)
