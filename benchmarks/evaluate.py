@@ -66,7 +66,7 @@ def plain(network: nn.Module, videos: Videos, args: argparse.Namespace, device: 
 
 
 def make_parser() -> Parser:
-    parser = Parser(__doc__)
+    parser = Parser(__doc__.split("\n")[0])
     parser.add_argument("--dataset", help="dataset whose test split is used, NAME[-f]")
     parser.add_argument("--data_root", help="folder of the datasets; $COCLR_DATA or ./data if not given")
     parser.add_argument("--net", default="s3d", choices=["s3d", "s3dg", "r50"], help="backbone")

@@ -286,7 +286,7 @@ def compare_processes(method: str, args: argparse.Namespace) -> None:
 
 
 def make_parser() -> Parser:
-    parser = Parser(__doc__)
+    parser = Parser(__doc__.split("\n")[0])
     parser.add_argument("--methods", nargs="+", default=["infonce", "coclr"], choices=["infonce", "coclr"])
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), help="compared with the first")
     parser.add_argument("--net", default="s3d", choices=["s3d", "s3dg", "r50"], help="backbone")

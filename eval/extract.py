@@ -89,15 +89,17 @@ def in_threads(work: Callable[[Any], Any], arguments: Iterable[Any], threads: in
         return
     before, pending = torch.get_num_threads(), collections.deque()
     torch.set_num_threads(1)
-    with ThreadPoolExecutor(threads) as pool:
-        for argument in arguments:
-            pending.append((argument, pool.submit(work, argument)))
-            if len(pending) > threads:
-                argument, result = pending.popleft()
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            for argument in arguments:
+                pending.append((argument, pool.submit(work, argument)))
+                if len(pending) > threads:
+                    argument, result = pending.popleft()
+                    yield argument, result.result()
+            for argument, result in pending:
                 yield argument, result.result()
-        for argument, result in pending:
-            yield argument, result.result()
-    torch.set_num_threads(before)
+    finally:
+        torch.set_num_threads(before)
 
 
 @torch.no_grad()

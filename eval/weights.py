@@ -1,5 +1,6 @@
 """What a checkpoint, ours or the original's, holds for evaluation: a backbone, a classifier, and where it came from."""
 import hashlib
+import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ def check_classes(checkpoint: Checkpoint, classes: list[str], path: str | Path) 
         raise UserError(f"{path} tells {number} classes apart, the dataset has {len(classes)}; check --dataset")
     saved = checkpoint.get("classes", classes)  # the original's checkpoints have none
     if list(saved) != classes:
-        known, own = next((a, b) for a, b in zip(saved, classes, strict=True) if a != b)
+        known, own = next((a, b) for a, b in itertools.zip_longest(saved, classes) if a != b)
         raise UserError(f"{path} was trained on other classes: {known!r} stands where the dataset has {own!r}; "
                         "check --dataset and its classes.txt")
 

@@ -19,6 +19,10 @@ COMMANDS = {  # words that name something which is not there
     "-m dataset.prepare": ("mine", "--videos", "nowhere", "--out", "out"),
     "-m dataset.verify": ("nowhere",),
     "-m dataset.show": ("nowhere", "A/a", "-o", "a.png"),
+    "-m benchmarks.evaluate": ("--dataset", "nowhere"),
+    "-m benchmarks.loader": ("--video", "nowhere"),
+    "-m benchmarks.prepare": ("--videos", "nowhere"),
+    "-m benchmarks.step": ("--methods", "nowhere"),
     "-m dataset.synthetic": ("--out", "nowhere/nowhere", "--videos", "1"),
 }
 

@@ -116,6 +116,8 @@ BAD = {
     "other network resumed": (("--resume", "r50.tar"), "r50"),
     "test": (("--test", "x"), "main_classifier"),
     "no order": (("--rgb_lmdb", "no_order.lmdb"), "no_order.lmdb.*__order__"),
+    "fewer than no workers": (("-j", "-1"), "-j/--workers: -1 should be at least"),
+    "negative rate": (("--lr", "-0.1"), "--lr: -0.1 should be a number of at least 0"),
     "clips too small": (("--seq_len", "4"), "--seq_len 4 --img_dim 32"),
 }
 

@@ -1,5 +1,6 @@
 """Command-line options that several commands share. Hyphens and underscores in option names are interchangeable."""
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -15,11 +16,12 @@ class _Help(argparse.HelpFormatter):
         super().add_usage(usage, [a for a in actions if a.required or not a.option_strings], [], prefix)
 
     def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
-        return {int: "N", positive_int: "N", float: "X"}.get(action.type, action.dest.upper())
+        letters = {int: "N", positive_int: "N", whole: "N", float: "X", not_negative: "X"}
+        return letters.get(action.type, action.dest.upper())
 
     def _get_help_string(self, action: argparse.Action) -> str:
         default = action.default
-        if default is None or default is False or default in ("", argparse.SUPPRESS):
+        if default is None or default is False or default in ("", [], argparse.SUPPRESS):
             return action.help
         shown = " ".join(map(str, default)) if isinstance(default, list) else default
         return f"{action.help or ''} (default: {str(shown).replace('%', '%%')})".lstrip()
@@ -54,6 +56,19 @@ def positive_int(text: str) -> int:
     return value
 
 
+def whole(text: str) -> int:
+    """A whole number of at least 0."""
+    return 0 if int(text) == 0 else positive_int(text)
+
+
+def not_negative(text: str) -> float:
+    """A finite number of at least 0."""
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} should be a number of at least 0")
+    return value
+
+
 def add_database_options(group: argparse._ActionsContainer) -> None:
     """Where the databases of --dataset lie."""
     group.add_argument("--data_root", help="folder of the datasets; $COCLR_DATA or ./data if not given")
@@ -72,18 +87,18 @@ def training_parser(description: str, models: list[str], num_seq: int, **default
     data.add_argument("--num_seq", type=positive_int, default=num_seq, choices=[num_seq], help="clips per video")
     data.add_argument("--ds", type=positive_int, default=1, help="stride between the frames of a clip")
     data.add_argument("--img_dim", type=positive_int, default=128, help="side of the square frames in pixels")
-    data.add_argument("-j", "--workers", type=int,
+    data.add_argument("-j", "--workers", type=whole,
                       help="loader processes per training process, as many as there are cores at most")
     training = parser.add_argument_group("training")
     training.add_argument("--net", default="s3d", choices=["s3d", "s3dg", "r50"], help="backbone")
     training.add_argument("--batch_size", type=positive_int, default=32, help="videos per process and step")
     training.add_argument("--epochs", type=positive_int, default=10, help="epochs in all")
-    training.add_argument("--start_epoch", type=int, default=0, help="first epoch, counted from 0")
-    training.add_argument("--lr", type=float, default=1e-3, help="learning rate of the first epoch")
+    training.add_argument("--start_epoch", type=whole, default=0, help="first epoch, counted from 0")
+    training.add_argument("--lr", type=not_negative, default=1e-3, help="learning rate of the first epoch")
     training.add_argument("--schedule", type=int, nargs="*", help="epochs that drop the rate to 1/10")
     training.add_argument("--cos", action="store_true", help="cosine learning rate instead of --schedule")
-    training.add_argument("--wd", type=float, help="weight decay")
-    training.add_argument("--seed", type=int, default=0, help="seed of everything random")
+    training.add_argument("--wd", type=not_negative, help="weight decay")
+    training.add_argument("--seed", type=whole, default=0, help="seed of everything random")
     training.add_argument("--resume", metavar="CKPT|auto", help="go on from this checkpoint, or from the run's newest")
     training.add_argument("--reset_lr", action="store_true", help="on --resume, take --lr, not the checkpoint's rate")
     training.add_argument("--save_freq", type=positive_int, default=1, help="epochs between checkpoints")
