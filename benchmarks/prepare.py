@@ -25,6 +25,7 @@ from dataset.footage import Video, find_videos
 from dataset.frames import Options, make_frames, read_video, resize
 from dataset.jpeg import encode
 from dataset.synthetic import write_footage
+from utils.errors import one_line_errors
 from utils.options import Parser, positive_int
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -61,7 +62,8 @@ def prepare(source: Path, jobs: int, short_side: int) -> float:
         return measured(lambda: subprocess.run(command, cwd=ROOT, check=True, stderr=subprocess.DEVNULL))[2]
 
 
-def main() -> None:
+@one_line_errors
+def main(argv: list[str] | None = None) -> None:
     parser = Parser("Speed of dataset.prepare against the bare work.")
     parser.add_argument("--videos", type=Path, help="folder of class/video files; drawn ones (240x240) if not given")
     parser.add_argument("--short_side", type=positive_int, default=256, help="of the prepared frames")
@@ -71,8 +73,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default="/dev/shm" if Path("/dev/shm").is_dir() else None, metavar="DIR",
                         help="folder of the outputs; a RAM disk leaves the speed of the disk out of account")
     parser.add_argument("-j", "--jobs", type=positive_int, default=len(os.sched_getaffinity(0)), help="processes (N)")
-    args = parser.parse_args()
-    print_setting(None)
+    args = parser.parse_args(argv)
+    print_setting(argv)
     logging.disable()
     cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory(dir=args.work) as folder:

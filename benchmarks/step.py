@@ -288,7 +288,8 @@ def compare_processes(method: str, args: argparse.Namespace) -> None:
 def make_parser() -> Parser:
     parser = Parser(__doc__.split("\n")[0])
     parser.add_argument("--methods", nargs="+", default=["infonce", "coclr"], choices=["infonce", "coclr"])
-    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), help="compared with the first")
+    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), metavar="VARIANT",
+                        help=f"{', '.join(VARIANTS)}: compared with the first given")
     parser.add_argument("--net", default="s3d", choices=["s3d", "s3dg", "r50"], help="backbone")
     parser.add_argument("--global_batch", type=positive_int, default=4, help="pairs of clips in a step")
     parser.add_argument("--seq_len", type=positive_int, default=32, help="frames per clip")
