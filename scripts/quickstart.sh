@@ -3,8 +3,8 @@
 # chart, gallery. --full: more epochs, three seeds (a GPU, or some hours on a CPU). SEEDS: others, "0 1 2".
 source "$(dirname "$0")/environment.sh"
 case "${1-}" in
-    "") set -- synthetic "0" 8 6 1 ;;
-    --full) set -- synthetic-full "0 1 2" 20 10 1 ;;
+    "") set -- synthetic "0" 8 6 ;;
+    --full) set -- synthetic-full "0 1 2" 20 10 ;;
     *) echo "error: $1 is not known; usage: bash scripts/quickstart.sh [--full]" >&2; exit 2 ;;
 esac
 name=$1 seeds=${SEEDS:-$2} nce_epochs=${NCE_EPOCHS:-$3} coclr_epochs=${COCLR_EPOCHS:-$4}
@@ -17,7 +17,7 @@ if [ ! -e "$root/$name/prepared.json" ]; then
     "$PYTHON" -m dataset.prepare "$name" --videos "$footage" --out "$root/$name" --flow dis
 fi
 export NCE_EPOCHS=$nce_epochs NCE_SCHEDULE=$((nce_epochs * 5 / 6)) OMP_NUM_THREADS=${OMP_NUM_THREADS:-2}
-export COCLR_EPOCHS=$coclr_epochs COCLR_SCHEDULE=$((coclr_epochs * 5 / 6)) CYCLES=$5 BASELINES=1 PROBE=features
+export COCLR_EPOCHS=$coclr_epochs COCLR_SCHEDULE=$((coclr_epochs * 5 / 6)) CYCLES=1 BASELINES=1 PROBE=features
 export PRETRAIN="--batch_size 16 --moco-k 128 --moco-m 0.99 --lr 2e-4 --save_freq 4"
 for seed in $seeds; do
     SEED=$seed bash scripts/reproduce.sh "$name" 1 --data_root "$root" --seq_len 8 --ds 2 --img_dim 32 \
