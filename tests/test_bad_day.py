@@ -76,6 +76,30 @@ def test_stopped_where_every_step_ends_an_epoch(cwd):
     assert "nan" not in (folder / "log.txt").read_text()
 
 
+def test_stopped_while_validating(cwd, monkeypatch):
+    """The epoch is saved, the run stops at the next step, and goes on to the losses of an undisturbed one."""
+    monkeypatch.chdir(cwd)
+
+    def train(prefix, stop_at=None):
+        def validate(epoch):
+            if epoch == stop_at:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return {}
+
+        torch.manual_seed(0)
+        tiny_trainer(cwd / "data", 3, 0, lambda model, colours, iteration: model(colours).square().mean(), validate,
+                     prefix=prefix, resume="auto").fit()
+
+    train("whole")
+    with pytest.raises(SystemExit, match=str(128 + signal.SIGTERM)):
+        train("stopped", stop_at=1)
+    saved = load_checkpoint("log-stopped/long/model/interrupted.pth.tar")
+    assert (saved["epoch"], saved["batches"]) == (1, 1)
+    shutil.copytree("log-stopped", "log-resumed")  # this process holds the lock of the other
+    train("resumed")
+    assert losses(Path("log-resumed/long")) == losses(Path("log-whole/long"))
+
+
 @pytest.fixture(scope="module")
 def two_ranks(tiny):
     """Folder of an undisturbed run of two processes, three epochs."""
@@ -248,6 +272,19 @@ def test_database_cut_short_during_training(cwd, workers):
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     assert "mine/tiny/rgb.lmdb" in done.stderr.strip().splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_database_overwritten_during_training(cwd):
+    shutil.copytree(cwd / "data/tiny", cwd / "mine/tiny")
+    path = cwd / "mine/tiny/rgb.lmdb"
+    with Started(*NCE, "-j", "2", "--epochs", "50", "--data_root", "mine", cwd=cwd) as process:
+        process.wait_for_steps(cwd / FOLDER, 1)
+        path.write_bytes(np.random.default_rng(0).bytes(path.stat().st_size))
+        done = process.finish()
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "unreadable" in done.stderr.strip().splitlines()[-1]
 
 
 def test_every_video_broken_is_one_line(tmp_path):

@@ -14,7 +14,7 @@ from utils.launch import World
 
 def tiny_trainer(data_root: Path, epochs: int, workers: int, loss_of: Callable[[nn.Module, Tensor, int], Tensor],
                  validate: Callable[[int], dict[str, float]] | None = None, **options: object) -> Trainer:
-    """A trainer in log-pretrain/long of the current folder.
+    """A trainer in log-PREFIX/long of the current folder.
 
     loss_of: (layer from 3 to 4 values, mean colours [B, V, 3], iteration) -> loss.
     """
@@ -32,4 +32,4 @@ def tiny_trainer(data_root: Path, epochs: int, workers: int, loss_of: Callable[[
 
     loader = make_loader(ClipDataset(videos, 8, 1, 32, args.seed), args.batch_size, workers, 0, 1, world.device)
     return Trainer(args, world, model, [{"params": list(model.parameters())}], torch.optim.Adam, step, loader,
-                   run_folder(args, "long", world)[0], validate=validate)
+                   *run_folder(args, "long", world), validate=validate)
