@@ -94,7 +94,7 @@ def sprite(rng: np.random.Generator, size: int) -> np.ndarray:
     else:  # ellipse
         outline = 1 / np.hypot(np.cos(angle), np.sin(angle) / rng.uniform(0.55, 1))
     inside = (0.96 * outline - radius) * size / 2
-    colour = (110 + 0.57 * texture(rng, size)) * np.clip(0.35 + inside / 4, 0, 1)[..., None]  # with a dark rim
+    colour = (95 + 0.62 * texture(rng, size)) * np.clip(0.35 + inside / 4, 0, 1)[..., None]  # with a dark rim
     opacity = np.clip(inside + 0.5, 0, 1)[..., None]
     return np.concatenate([colour * opacity, opacity], axis=2).astype(np.float32)
 
@@ -102,14 +102,14 @@ def sprite(rng: np.random.Generator, size: int) -> np.ndarray:
 def render(rng: np.random.Generator, name: str, size: int, frames: int) -> np.ndarray:
     """Draw a video of class ``name``: uint8 [frames, size, size, 3], BGR."""
     time = np.arange(frames)
-    background = 0.3 * texture(rng, 2 * size)
-    drift = rng.uniform(-0.3, 0.3, 2) * size / 96  # pixels per frame
-    shake = cv2.GaussianBlur(rng.normal(0, 1, (frames, 2)), (1, 9), 2) * rng.uniform(0, 0.6) * size / 96
-    picture = sprite(rng, round(rng.uniform(0.4, 0.55) * size))
-    place = (0.5 + rng.uniform(-0.06, 0.06, 2)) * size
-    start, amplitude = rng.random(), rng.uniform(0.18, 0.26) * size
+    background = 0.37 * texture(rng, 2 * size)
+    drift = rng.uniform(-0.1, 0.1, 2) * size / 96  # pixels per frame
+    shake = cv2.GaussianBlur(rng.normal(0, 1, (frames, 2)), (1, 9), 2) * rng.uniform(0, 0.2) * size / 96
+    picture = sprite(rng, round(rng.uniform(0.45, 0.5) * size))
+    place = (0.5 + rng.uniform(-0.03, 0.03, 2)) * size
+    start, amplitude = rng.random(), rng.uniform(0.22, 0.25) * size
     pose = dict.fromkeys(("x", "y", "angle", "width", "height"), np.zeros(frames))
-    pose |= MOTIONS[name](rng.choice([-1, 1]) * time / rng.uniform(12, 20) + rng.random())
+    pose |= MOTIONS[name](rng.choice([-1, 1]) * time / rng.uniform(14, 16) + rng.random())
 
     video = np.empty((frames, size, size, 3), np.uint8)
     for t in time:

@@ -4,7 +4,7 @@
 source "$(dirname "$0")/environment.sh"
 case "${1-}" in
     "") set -- synthetic "0" 8 6 ;;
-    --full) set -- synthetic-full "0 1 2" 20 10 ;;
+    --full) set -- synthetic-full "0 1 2" 30 20 ;;
     *) echo "error: $1 is not known; usage: bash scripts/quickstart.sh [--full]" >&2; exit 2 ;;
 esac
 name=$1 seeds=${SEEDS:-$2} nce_epochs=${NCE_EPOCHS:-$3} coclr_epochs=${COCLR_EPOCHS:-$4}
@@ -13,12 +13,16 @@ footage=$root/$name-videos
 
 if [ ! -e "$root/$name/prepared.json" ]; then
     [ -e "$footage/classInd.txt" ] ||
-        "$PYTHON" -m dataset.synthetic --out "$footage" --videos 80 --size 64 --frames 32
+        "$PYTHON" -m dataset.synthetic --out "$footage" --videos 80 --frames 32
     "$PYTHON" -m dataset.prepare "$name" --videos "$footage" --out "$root/$name" --flow dis
 fi
 export NCE_EPOCHS=$nce_epochs NCE_SCHEDULE=$((nce_epochs * 5 / 6)) OMP_NUM_THREADS=${OMP_NUM_THREADS:-2}
 export COCLR_EPOCHS=$coclr_epochs COCLR_SCHEDULE=$((coclr_epochs * 5 / 6)) CYCLES=1 BASELINES=1 PROBE=features
-export PRETRAIN="--batch_size 16 --moco-k 128 --moco-m 0.99 --lr 2e-4 --save_freq 4"
+# A queue of two batches and its quick key encoder: in so few steps a longer queue lets the query encoder win by running
+# ahead of old keys, and one that hardly moves keeps the keys of random weights. Keeping the self-positive in
+# co-training holds embeddings apart while the mined positives are still hard to see.
+export PRETRAIN="--batch_size 32 --moco-k 64 --moco-m 0.99 --lr 4e-4 --save_freq 5"
+export COTRAIN="--hide_self 0 --lr 2e-4"
 for seed in $seeds; do
     SEED=$seed bash scripts/reproduce.sh "$name" 1 --data_root "$root" --seq_len 8 --ds 2 --img_dim 32 \
         --channels_last -j 1

@@ -7,14 +7,13 @@
 # then retrieval and linear probe of each, two-stream, the table, its chart and a gallery of what was retrieved. What is
 # done is skipped and what was interrupted goes on, so the same command can be given again at any time. NPROC processes
 # per run (default: the paper's GPUs).
-# Environment: CYCLES, BASELINES=1 (also random weights, and InfoNCE and UberNCE on RGB for as many
-# epochs as CoCLR in all), NCE_EPOCHS, NCE_SCHEDULE, COCLR_EPOCHS,
-# COCLR_SCHEDULE, PRETRAIN and EVALUATE (options of the pretraining and of the evaluation commands alone), EVAL (datasets
-# to evaluate on), PROBE=features (a linear layer on saved features: minutes instead of hours), SEED (0; a name of its
-# own for each seed's runs).
+# Environment: CYCLES, BASELINES=1 (also random weights, and InfoNCE and UberNCE on RGB for as many epochs as CoCLR in
+# all), NCE_EPOCHS, NCE_SCHEDULE, COCLR_EPOCHS, COCLR_SCHEDULE, PRETRAIN, COTRAIN and EVALUATE (options of all pretraining,
+# of co-training and of evaluation alone), EVAL (datasets to evaluate on), PROBE=features (a linear layer on saved
+# features: minutes instead of hours), SEED (0; a name of its own for each seed's runs).
 source "$(dirname "$0")/environment.sh"
 
-usage() { sed -n '2,16s/^# \{0,1\}//p' scripts/reproduce.sh; }
+usage() { sed -n '2,13s/^# \{0,1\}//p' scripts/reproduce.sh; }
 fail() { echo "error: $*" >&2; exit 2; }
 
 dry=; arguments=()
@@ -42,6 +41,7 @@ nce_epochs=${NCE_EPOCHS:-${nce[0]}}; nce_schedule=${NCE_SCHEDULE:-${nce[1]}}
 coclr_epochs=${COCLR_EPOCHS:-${coclr[0]}}; coclr_schedule=${COCLR_SCHEDULE:-${coclr[1]}}
 evaluate_on=${EVAL:-$evaluate_on}
 read -ra pretrain_options <<< "${PRETRAIN:-}"
+read -ra cotrain_options <<< "${COTRAIN:-}"
 read -ra evaluate_options <<< "${EVALUATE:-}"
 
 run() {  # print a command, and run it
@@ -101,7 +101,8 @@ cotrain() {  # TITLE OWN OTHER [--reverse]
     stage "$title" "log-pretrain/$runs${title}_coclr-*_$dataset-2stream-2clip-*" "$coclr_epochs" "${coclr[2]}" \
         main_coclr.py --net s3d --topk 5 --moco-k "${nce[3]}" "$@" --dataset "$dataset-2stream-2clip" --seq_len 32 \
         --ds 1 --batch_size 32 --schedule $coclr_schedule --name_prefix "$runs${title}_" -j 8 \
-        --pretrain "${checkpoint[$own]}" "${checkpoint[$other]}" "${common[@]}" "${pretrain_options[@]}"
+        --pretrain "${checkpoint[$own]}" "${checkpoint[$other]}" "${common[@]}" "${pretrain_options[@]}" \
+        "${cotrain_options[@]}"
 }
 
 infonce InfoNCE-RGB infonce "$dataset"
