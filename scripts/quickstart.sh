@@ -18,10 +18,8 @@ if [ ! -e "$root/$name/prepared.json" ]; then
 fi
 export NCE_EPOCHS=$nce_epochs NCE_SCHEDULE=$((nce_epochs * 5 / 6)) OMP_NUM_THREADS=${OMP_NUM_THREADS:-2}
 export COCLR_EPOCHS=$coclr_epochs COCLR_SCHEDULE=$((coclr_epochs * 5 / 6)) CYCLES=1 BASELINES=1 PROBE=features
-# A queue of two batches and its quick key encoder: in so few steps a longer queue lets the query encoder win by running
-# ahead of old keys, and one that hardly moves keeps the keys of random weights. Keeping the self-positive in
-# co-training holds embeddings apart while the mined positives are still hard to see.
-export PRETRAIN="--batch_size 32 --moco-k 64 --moco-m 0.99 --lr 4e-4 --save_freq 5"
+# for some hundred steps, see README: "A small trial learns nothing"
+export PRETRAIN="--moco-k 64 --moco-m 0.99 --lr 4e-4 --save_freq 5"
 export COTRAIN="--hide_self 0 --lr 2e-4"
 for seed in $seeds; do
     SEED=$seed bash scripts/reproduce.sh "$name" 1 --data_root "$root" --seq_len 8 --ds 2 --img_dim 32 \

@@ -8,9 +8,9 @@
 # done is skipped and what was interrupted goes on, so the same command can be given again at any time. NPROC processes
 # per run (default: the paper's GPUs).
 # Environment: CYCLES, BASELINES=1 (also random weights, and InfoNCE and UberNCE on RGB for as many epochs as CoCLR in
-# all), NCE_EPOCHS, NCE_SCHEDULE, COCLR_EPOCHS, COCLR_SCHEDULE, PRETRAIN, COTRAIN and EVALUATE (options of all pretraining,
-# of co-training and of evaluation alone), EVAL (datasets to evaluate on), PROBE=features (a linear layer on saved
-# features: minutes instead of hours), SEED (0; a name of its own for each seed's runs).
+# all), NCE_EPOCHS, NCE_SCHEDULE, COCLR_EPOCHS, COCLR_SCHEDULE, PRETRAIN, COTRAIN and EVALUATE (options of all
+# pretraining, of co-training and of evaluation alone), EVAL (datasets to evaluate on), PROBE=features (a linear layer
+# on saved features: minutes instead of hours), SEED (0; a name of its own for each seed's runs).
 source "$(dirname "$0")/environment.sh"
 
 usage() { sed -n '2,13s/^# \{0,1\}//p' scripts/reproduce.sh; }
