@@ -1,4 +1,5 @@
 """torch.hub entry points: ``torch.hub.load(repo, "s3d", weights="CoCLR-ucf101-rgb")`` is a network with its weights."""
+
 import torch.nn as nn
 
 from backbone.select_backbone import select_backbone

@@ -1,4 +1,5 @@
 """Evaluate a pretrained network: linear probe, finetuning, tests with several crops, nearest-neighbour retrieval."""
+
 import argparse
 import dataclasses
 import logging
@@ -33,26 +34,50 @@ log = logging.getLogger("coclr")
 
 
 def make_parser() -> Parser:
-    parser = training_parser(__doc__, ["lincls"], num_seq=1, dataset="ucf101", workers=8, wd=1e-3, schedule=[60, 80],
-                             prefix="linclr")
+    parser = training_parser(
+        __doc__,
+        ["lincls"],
+        num_seq=1,
+        dataset="ucf101",
+        workers=8,
+        wd=1e-3,
+        schedule=[60, 80],
+        prefix="linclr",
+    )
     group = parser.add_argument_group("classifier")
-    group.add_argument("--pretrain", metavar="CKPT", help="start from this checkpoint's network: path, URL or name")
-    group.add_argument("--train_what", default="last", choices=["last", "ft", "all"],
-                       help="last: linear probe; ft: all, the network at lr/10; all: all at one lr")
+    group.add_argument(
+        "--pretrain", metavar="CKPT", help="start from this checkpoint's network: path, URL or name"
+    )
+    group.add_argument(
+        "--train_what",
+        default="last",
+        choices=["last", "ft", "all"],
+        help="last: linear probe; ft: all, the network at lr/10; all: all at one lr",
+    )
     group.add_argument("--which_split", type=positive_int, default=1, help="train/test split of the dataset")
-    group.add_argument("--optim", default="adam", choices=["adam", "sgd"], help="optimiser; sgd: momentum 0.9")
+    group.add_argument(
+        "--optim", default="adam", choices=["adam", "sgd"], help="optimiser; sgd: momentum 0.9"
+    )
     group.add_argument("--dropout", type=float, default=0.9, help="of features, with --train_what ft or all")
-    group.add_argument("--final_bn", action="store_true", help="batch norm before the layer; always with last")
+    group.add_argument(
+        "--final_bn", action="store_true", help="batch norm before the layer; always with last"
+    )
     group.add_argument("--num_fc", type=int, default=1, choices=[1], help="linear layers")
     group.add_argument("--eval_freq", type=positive_int, default=1, help="epochs between validations")
     group = parser.add_argument_group("test (training options do not matter then)")
     group.add_argument("--test", metavar="CKPT", help="test this checkpoint: path, URL, name, or 'random'")
-    for crops, images in (("center", "centre crop"), ("five", "corners and centre"), ("ten", "five and mirror images")):
+    for crops, images in (
+        ("center", "centre crop"),
+        ("five", "corners and centre"),
+        ("ten", "five and mirror images"),
+    ):
         group.add_argument(f"--{crops}_crop", action="store_true", help=f"classify all windows: {images}")
     group.add_argument("--retrieval", action="store_true", help="nearest training videos of each test video")
     group.add_argument("--dirname", default="feature", help="folder beside CKPT that keeps features")
     group.add_argument("--results", default="results.jsonl", help="file that gets a record of each test")
-    group.add_argument("--offline", action="store_true", help="never download; released weights from the cache alone")
+    group.add_argument(
+        "--offline", action="store_true", help="never download; released weights from the cache alone"
+    )
     return parser
 
 
@@ -60,11 +85,17 @@ def check_options(args: argparse.Namespace) -> None:
     """Refuse what cannot work together, before anything is read."""
     name = parse_name(args.dataset)
     if name.clips != 1 or len(name.streams) != 1:
-        raise UserError(f"--dataset {args.dataset} is for pretraining; evaluation takes {name.base} or {name.base}-f")
+        raise UserError(
+            f"--dataset {args.dataset} is for pretraining; evaluation takes {name.base} or {name.base}-f"
+        )
     for option in ("pretrain", "resume"):
         if args.test and getattr(args, option):
-            raise UserError(f"--test and --{option} exclude one another: one tests a checkpoint, the other trains")
-    asked = [f"--{test}" for test in ("center_crop", "five_crop", "ten_crop", "retrieval") if getattr(args, test)]
+            raise UserError(
+                f"--test and --{option} exclude one another: one tests a checkpoint, the other trains"
+            )
+    asked = [
+        f"--{test}" for test in ("center_crop", "five_crop", "ten_crop", "retrieval") if getattr(args, test)
+    ]
     if asked and not args.test:
         raise UserError(f"{asked[0]} needs --test CKPT")
     feature_shape(args.net, args.seq_len, args.img_dim)
@@ -75,15 +106,22 @@ def check_options(args: argparse.Namespace) -> None:
 def validation_part(videos: Videos) -> Videos:
     """The fixed 30 % of the test videos, as pandas' sample(frac=0.3, random_state=666) draws them in class order."""
     order = np.lexsort((videos.names, videos.labels))
-    chosen = np.random.RandomState(666).permutation(len(videos))[:max(round(0.3 * len(videos)), 1)]
+    chosen = np.random.RandomState(666).permutation(len(videos))[: max(round(0.3 * len(videos)), 1)]
     rows = order[chosen]
     return dataclasses.replace(
-        videos, names=[videos.names[i] for i in rows], positions={s: p[rows] for s, p in videos.positions.items()},
-        frames=videos.frames[rows], labels=videos.labels[rows], sources=videos.sources[rows])
+        videos,
+        names=[videos.names[i] for i in rows],
+        positions={s: p[rows] for s, p in videos.positions.items()},
+        frames=videos.frames[rows],
+        labels=videos.labels[rows],
+        sources=videos.sources[rows],
+    )
 
 
 def make_step(train_what: str) -> Step:
-    def step(model: nn.Module, clips: Tensor, batch: Batch, iteration: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def step(
+        model: nn.Module, clips: Tensor, batch: Batch, iteration: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and scalars of one batch; clips [B, 1, 1, 3, T, H, W]."""
         if train_what == "last":
             getattr(model, "module", model).backbone.eval()  # frozen, running statistics too
@@ -100,8 +138,14 @@ def train(args: argparse.Namespace, world: World) -> None:
     validation = validation_part(test)
     probe = args.train_what == "last"
     torch.manual_seed(args.seed)
-    model = LinearClassifier(len(videos.classes), args.net, args.dropout, use_dropout=not probe, use_l2_norm=probe,
-                             use_final_bn=probe or args.final_bn)
+    model = LinearClassifier(
+        len(videos.classes),
+        args.net,
+        args.dropout,
+        use_dropout=not probe,
+        use_l2_norm=probe,
+        use_final_bn=probe or args.final_bn,
+    )
     extra: dict[str, Any] = {"classes": videos.classes, "origin": RANDOM}
     start = "scratch"
     if args.pretrain:
@@ -110,16 +154,25 @@ def train(args: argparse.Namespace, world: World) -> None:
         load_backbone(model.backbone, checkpoint, path)
         extra["origin"] = origin(checkpoint, path)
         start = f"{path.name.removesuffix('.tar').removesuffix('.pth')}-{digest(path)[:6]}"
-        log.info("network: all of %s (epoch %d); its projection head and queue are not needed", path,
-                 checkpoint.get("epoch", -1))
+        log.info(
+            "network: all of %s (epoch %d); its projection head and queue are not needed",
+            path,
+            checkpoint.get("epoch", -1),
+        )
     elif probe and not args.resume:
         log.warning("no --pretrain: a linear probe of random weights")
-    refuse_unsound_precision(args.precision, world.device, model.backbone,
-                             (args.batch_size, 3, args.seq_len, args.img_dim, args.img_dim))
+    refuse_unsound_precision(
+        args.precision,
+        world.device,
+        model.backbone,
+        (args.batch_size, 3, args.seq_len, args.img_dim, args.img_dim),
+    )
 
-    name = (f"{args.name_prefix}{args.dataset}-{args.img_dim}-sp{args.which_split}_{args.net}_{args.optim}"
-            f"_bs{args.batch_size}_lr{args.lr}_wd{args.wd}_dp{args.dropout}_len{args.seq_len}_ds{args.ds}"
-            f"_train-{args.train_what}_pt-{start}")
+    name = (
+        f"{args.name_prefix}{args.dataset}-{args.img_dim}-sp{args.which_split}_{args.net}_{args.optim}"
+        f"_bs{args.batch_size}_lr{args.lr}_wd{args.wd}_dp{args.dropout}_len{args.seq_len}_ds{args.ds}"
+        f"_train-{args.train_what}_pt-{start}"
+    )
     folder, resume = run_folder(args, name, world)
     if resume:
         saved = load_checkpoint(resume)
@@ -130,13 +183,27 @@ def train(args: argparse.Namespace, world: World) -> None:
         model.backbone.compile()
     model.backbone.requires_grad_(not probe)
     head = [p for name, p in model.named_parameters() if not name.startswith("backbone.")]
-    groups = [{"params": head}] if probe else [
-        {"params": list(model.backbone.parameters()), "lr_scale": 0.1 if args.train_what == "ft" else 1.0},
-        {"params": head}]
-    dataset = ClipDataset(videos, args.seq_len, args.ds, args.img_dim, args.seed,
-                          lambda rng: (View(0, "finetune"),),
-                          lambda rng, height, width: draw_crop(rng, height, width, attempts=10, fallback="centre"),
-                          is_left_to(world.device, args.decode))
+    groups = (
+        [{"params": head}]
+        if probe
+        else [
+            {
+                "params": list(model.backbone.parameters()),
+                "lr_scale": 0.1 if args.train_what == "ft" else 1.0,
+            },
+            {"params": head},
+        ]
+    )
+    dataset = ClipDataset(
+        videos,
+        args.seq_len,
+        args.ds,
+        args.img_dim,
+        args.seed,
+        lambda rng: (View(0, "finetune"),),
+        lambda rng, height, width: draw_crop(rng, height, width, attempts=10, fallback="centre"),
+        is_left_to(world.device, args.decode),
+    )
 
     def validate(epoch: int) -> dict[str, float]:
         if (epoch + 1) % args.eval_freq and epoch != args.epochs - 1:
@@ -145,15 +212,34 @@ def train(args: argparse.Namespace, world: World) -> None:
             for buffer in model.buffers():  # each process has its own running statistics; rank 0's are saved
                 dist.broadcast(buffer, 0)
         found = probabilities_of(model, args, world, validation, middle_only=True)["center"]
-        return {f"val_{name}": value / 100 for name, value in accuracies(found.features, found.labels).items()}
+        return {
+            f"val_{name}": value / 100 for name, value in accuracies(found.features, found.labels).items()
+        }
 
     kind = partial(torch.optim.SGD, momentum=0.9) if args.optim == "sgd" else torch.optim.Adam
     loader = make_loader(dataset, args.batch_size, args.workers, world.rank, world.size, world.device)
-    trainer = Trainer(args, world, model, groups, partial(kind, lr=args.lr, weight_decay=args.wd),
-                      make_step(args.train_what), loader, folder, resume, best="val_top1", validate=validate,
-                      extra=extra)
-    log.info("%s: %d training and %d validation videos of %d classes, %d steps per epoch", folder, len(videos),
-             len(validation), len(videos.classes), trainer.batches.batches_per_epoch())
+    trainer = Trainer(
+        args,
+        world,
+        model,
+        groups,
+        partial(kind, lr=args.lr, weight_decay=args.wd),
+        make_step(args.train_what),
+        loader,
+        folder,
+        resume,
+        best="val_top1",
+        validate=validate,
+        extra=extra,
+    )
+    log.info(
+        "%s: %d training and %d validation videos of %d classes, %d steps per epoch",
+        folder,
+        len(videos),
+        len(validation),
+        len(videos.classes),
+        trainer.batches.batches_per_epoch(),
+    )
     trainer.fit()
 
 

@@ -1,4 +1,5 @@
 """Co-train: improve the network of one stream with positives mined by the frozen network of the other."""
+
 import argparse
 import logging
 
@@ -25,29 +26,47 @@ log = logging.getLogger("coclr")
 def make_parser() -> Parser:
     parser = pretraining_parser(__doc__, ["coclr"], dataset="ucf101-2stream-2clip", workers=16)
     group = parser.add_argument_group("co-training")
-    group.add_argument("--pretrain", nargs=2, metavar=("OWN", "OTHER"),
-                       help="checkpoints of the stream that is trained and of the one that mines; 'random': untrained")
+    group.add_argument(
+        "--pretrain",
+        nargs=2,
+        metavar=("OWN", "OTHER"),
+        help="checkpoints of the stream that is trained and of the one that mines; 'random': untrained",
+    )
     group.add_argument("--topk", type=int, default=5, help="neighbours mined per query; 0: siblings only")
-    group.add_argument("--reverse", action="store_true", help="train flow and mine with RGB, not the other way round")
-    group.add_argument("--hide_self", type=float, default=0.9, metavar="P",
-                       help="probability per step of hiding the self-positive where another positive is left")
+    group.add_argument(
+        "--reverse", action="store_true", help="train flow and mine with RGB, not the other way round"
+    )
+    group.add_argument(
+        "--hide_self",
+        type=float,
+        default=0.9,
+        metavar="P",
+        help="probability per step of hiding the self-positive where another positive is left",
+    )
     return parser
 
 
 def load_start(args: argparse.Namespace, world: World, model: CoCLR) -> None:
     """Start q and k from the first of --pretrain and the sampler from the second; say what was loaded."""
     if not args.pretrain:
-        raise UserError("--pretrain OWN OTHER is needed: the two checkpoints to start from ('random' for untrained)")
+        raise UserError(
+            "--pretrain OWN OTHER is needed: the two checkpoints to start from ('random' for untrained)"
+        )
     streams = ("flow", "RGB") if args.reverse else ("RGB", "flow")
-    for path, encoder, role, stream in zip(args.pretrain, (model.encoder_q, model.sampler), ("trained", "sampler"),
-                                           streams, strict=True):
+    for path, encoder, role, stream in zip(
+        args.pretrain, (model.encoder_q, model.sampler), ("trained", "sampler"), streams, strict=True
+    ):
         if path == "random":
             log.info("%s network (%s): random weights", role, stream)
         else:
-            log.info("%s network (%s): encoder_q of %s, epoch %d", role, stream, path, load_encoder(encoder, path))
+            log.info(
+                "%s network (%s): encoder_q of %s, epoch %d", role, stream, path, load_encoder(encoder, path)
+            )
     model.encoder_k.load_state_dict(model.encoder_q.state_dict())
-    log.info("the queues start empty, as they should: the first %d steps fill them and train nothing",
-             args.moco_k // (args.batch_size * world.size))
+    log.info(
+        "the queues start empty, as they should: the first %d steps fill them and train nothing",
+        args.moco_k // (args.batch_size * world.size),
+    )
 
 
 def label_of_source(videos: Videos) -> Tensor:
@@ -60,8 +79,9 @@ def label_of_source(videos: Videos) -> Tensor:
 def make_step(args: argparse.Namespace, source_label: Tensor) -> Step:
     """The co-training step; ``source_label`` [sources] tells the class of a source id."""
 
-    def step(model: nn.Module, clips: Tensor, batch: Batch,
-             iteration: int) -> tuple[Tensor | None, dict[str, Tensor]]:
+    def step(
+        model: nn.Module, clips: Tensor, batch: Batch, iteration: int
+    ) -> tuple[Tensor | None, dict[str, Tensor]]:
         """Loss, None while the queue fills, and scalars of one batch; clips [B, 2, 2, 3, T, H, W]."""
         coclr = getattr(model, "module", model)
         logits, positives = model(clips[:, 0], clips[:, 1], batch["source"])
@@ -73,7 +93,9 @@ def make_step(args: argparse.Namespace, source_label: Tensor) -> Step:
         if args.topk:
             mined_label = source_label[coclr.mined_source]  # [B, topk]
             scalars["mining_precision"] = (mined_label == batch["label"][:, None]).float().mean()
-        if np.random.default_rng((args.seed, iteration)).random() < args.hide_self:  # the same draw on every rank
+        if (
+            np.random.default_rng((args.seed, iteration)).random() < args.hide_self
+        ):  # the same draw on every rank
             positives = hide_self_positive(positives)
         loss = mil_nce_loss(logits, positives)
         return loss, {"loss": loss, **scalars}
@@ -91,7 +113,7 @@ def main(argv: list[str] | None = None) -> None:
     loader = pretraining_loader(args, world.rank, world.size, world.device, streams=2)
     videos = loader.dataset.videos
     shares = np.bincount(videos.labels) / len(videos)
-    log.info("mining precision of random neighbours would be %.3f", (shares ** 2).sum())
+    log.info("mining precision of random neighbours would be %.3f", (shares**2).sum())
 
     torch.manual_seed(args.seed)
     model = CoCLR(args.net, args.moco_dim, args.moco_k, args.moco_m, args.moco_t, args.topk, args.reverse)

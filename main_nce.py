@@ -1,4 +1,5 @@
 """Pretrain one stream, RGB or optical flow, with InfoNCE or UberNCE."""
+
 import logging
 
 import torch
@@ -23,7 +24,9 @@ MODELS = {"infonce": InfoNCE, "ubernce": UberNCE}
 
 def make_parser() -> Parser:
     parser = pretraining_parser(__doc__, list(MODELS), dataset="ucf101-2clip", workers=16)
-    parser.add_argument("--pretrain", metavar="CKPT", help="start both encoders from this checkpoint's query encoder")
+    parser.add_argument(
+        "--pretrain", metavar="CKPT", help="start both encoders from this checkpoint's query encoder"
+    )
     return parser
 
 

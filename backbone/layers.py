@@ -1,4 +1,5 @@
 """Equal but quicker layers of the networks; state-dict names and shapes are those of torch.nn's."""
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -1,4 +1,5 @@
 """R2+3D-50: the ResNet-50 of CVRL (Qian et al. 2021, arXiv 2008.03800), 2D in stages 1-2 and 3D in stages 3-4."""
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -54,12 +55,20 @@ class ResNet2d3d50(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     @staticmethod
-    def _stage(in_channels: int, width: int, blocks: int, stride: int, temporal: int,
-               last: bool = False) -> nn.Sequential:
+    def _stage(
+        in_channels: int, width: int, blocks: int, stride: int, temporal: int, last: bool = False
+    ) -> nn.Sequential:
         layers = []
         for index in range(blocks):
-            layers.append(Bottleneck(in_channels if index == 0 else 4 * width, width, stride if index == 0 else 1,
-                                     temporal, last=last and index == blocks - 1))
+            layers.append(
+                Bottleneck(
+                    in_channels if index == 0 else 4 * width,
+                    width,
+                    stride if index == 0 else 1,
+                    temporal,
+                    last=last and index == blocks - 1,
+                )
+            )
         return nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
 """S3D and S3D-G (Xie et al. 2018, arXiv 1712.04851) with the state-dict names of the released checkpoints."""
+
 import torch
 from torch import Tensor, nn
 
@@ -34,7 +35,9 @@ class BasicConv3d(nn.Module):
 class STConv3d(nn.Module):
     """Separable convolution: (1,k,k) then (k,1,1), each with BatchNorm and ReLU."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, padding: int = 0):
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, padding: int = 0
+    ):
         super().__init__()
         k, s, p = kernel_size, stride, padding
         self.conv1 = Conv3d(in_channels, out_channels, (1, k, k), (1, s, s), (0, p, p), bias=False)
@@ -67,8 +70,12 @@ class SepInception(nn.Module):
         super().__init__()
         b0, b1_reduce, b1, b2_reduce, b2, b3 = widths
         self.branch0 = nn.Sequential(BasicConv3d(in_channels, b0))
-        self.branch1 = nn.Sequential(BasicConv3d(in_channels, b1_reduce), STConv3d(b1_reduce, b1, 3, padding=1))
-        self.branch2 = nn.Sequential(BasicConv3d(in_channels, b2_reduce), STConv3d(b2_reduce, b2, 3, padding=1))
+        self.branch1 = nn.Sequential(
+            BasicConv3d(in_channels, b1_reduce), STConv3d(b1_reduce, b1, 3, padding=1)
+        )
+        self.branch2 = nn.Sequential(
+            BasicConv3d(in_channels, b2_reduce), STConv3d(b2_reduce, b2, 3, padding=1)
+        )
         self.branch3 = nn.Sequential(MaxPool3d(3, stride=1, padding=1), BasicConv3d(in_channels, b3))
         self.gating = gating
         if gating:
@@ -117,7 +124,9 @@ class S3D(nn.Module):
             if isinstance(module, nn.Conv3d):
                 nn.init.normal_(module.weight, mean=0.0, std=0.01)
 
-    def _stage(self, number: str, letters: str, channels: int, gating: bool, pool: nn.Module) -> nn.Sequential:
+    def _stage(
+        self, number: str, letters: str, channels: int, gating: bool, pool: nn.Module
+    ) -> nn.Sequential:
         layers = [pool]
         for letter in letters:
             name = f"Mixed_{number}{letter}"

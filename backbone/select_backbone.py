@@ -1,4 +1,5 @@
 """Backbones by name."""
+
 import torch
 from torch import nn
 
@@ -31,5 +32,7 @@ def feature_shape(network: str, seq_len: int, img_dim: int) -> torch.Size:
         try:
             return backbone(torch.empty(1, 3, seq_len, img_dim, img_dim)).shape[1:]
         except RuntimeError as error:
-            raise UserError(f"clips of --seq_len {seq_len} --img_dim {img_dim} are too small for --net {network} "
-                            "(s3d needs 8 frames of 32 pixels)") from error
+            raise UserError(
+                f"clips of --seq_len {seq_len} --img_dim {img_dim} are too small for --net {network} "
+                "(s3d needs 8 frames of 32 pixels)"
+            ) from error

@@ -1,4 +1,5 @@
 """What the benchmarks share: the line that says what ran and where, time, and medians."""
+
 import os
 import platform
 import resource
@@ -15,18 +16,23 @@ import torch
 
 def print_setting(argv: Sequence[str] | None) -> None:
     """Print processor, versions and command; ``argv`` as ``main`` got it."""
-    print(f"{platform.processor() or platform.machine()}, {len(os.sched_getaffinity(0))} of {os.cpu_count()} cores, "
-          f"load {os.getloadavg()[0]:.1f}, torch {torch.__version__}, cuDNN {torch.backends.cudnn.version()}, "
-          f"OpenCV {cv2.__version__}, Pillow {PIL.__version__}, Python {platform.python_version()}: "
-          f"python -m {sys.modules['__main__'].__spec__.name} {' '.join(sys.argv[1:] if argv is None else argv)}",
-          flush=True)
+    print(
+        f"{platform.processor() or platform.machine()}, {len(os.sched_getaffinity(0))} of {os.cpu_count()} cores, "
+        f"load {os.getloadavg()[0]:.1f}, torch {torch.__version__}, cuDNN {torch.backends.cudnn.version()}, "
+        f"OpenCV {cv2.__version__}, Pillow {PIL.__version__}, Python {platform.python_version()}: "
+        f"python -m {sys.modules['__main__'].__spec__.name} {' '.join(sys.argv[1:] if argv is None else argv)}",
+        flush=True,
+    )
 
 
 def measured(work: Callable[[], Any]) -> tuple[Any, float, float]:
     """Result, seconds on the clock, and seconds of processor time, of this process and its children that have ended."""
+
     def used() -> float:
-        return sum(usage.ru_utime + usage.ru_stime for usage in
-                   map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
+        return sum(
+            usage.ru_utime + usage.ru_stime
+            for usage in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+        )
 
     start, before = time.perf_counter(), used()
     result = work()

@@ -13,6 +13,7 @@ by DIS). Compared are, for the same draws, two views of a video in RGB and in RG
 and then DataLoaders of ours with a growing number of workers. Everything runs on one thread per process. Medians and
 ranges are of ``--repeats`` rounds in turn; a DataLoader's round is an epoch.
 """
+
 import argparse
 import io
 import itertools
@@ -58,7 +59,9 @@ def read_frames(path: str) -> list[np.ndarray]:
     while len(frames) < 120 and (read := capture.read())[0]:
         frames.append(read[1])
     if len(frames) <= SEQ_LEN + 1:
-        raise UserError(f"--video {path}: {len(frames)} frames can be read, more than {SEQ_LEN + 1} are needed")
+        raise UserError(
+            f"--video {path}: {len(frames)} frames can be read, more than {SEQ_LEN + 1} are needed"
+        )
     return frames
 
 
@@ -81,12 +84,21 @@ def make_stores(paths: list[str], folder: Path) -> dict[str, VideoStore]:
 def make_dataset(stores: dict[str, VideoStore], encoded: bool = False, copies: int = 1) -> ClipDataset:
     store = next(iter(stores.values()))
     index = np.tile(np.arange(len(store)), copies)
-    videos = Videos(stores, [store.names[i] for i in index], dict.fromkeys(stores, index), store.frame_counts()[index],
-                    index, index, ["video"])
+    videos = Videos(
+        stores,
+        [store.names[i] for i in index],
+        dict.fromkeys(stores, index),
+        store.frame_counts()[index],
+        index,
+        index,
+        ["video"],
+    )
     return ClipDataset(videos, SEQ_LEN, 1, SIZE, seed=0, encoded=encoded)
 
 
-def plain_sample(dataset: ClipDataset, records: dict[str, list[bytes]], epoch: int, index: int) -> torch.Tensor:
+def plain_sample(
+    dataset: ClipDataset, records: dict[str, list[bytes]], epoch: int, index: int
+) -> torch.Tensor:
     """Two views, float32 [2, streams, 3, T, S, S], by the plain pipeline; ``records``: packed video of each stream."""
     rng = np.random.default_rng((dataset.seed, epoch, index))
     views = draw_pretrain_views(rng)
@@ -101,8 +113,10 @@ def plain_sample(dataset: ClipDataset, records: dict[str, list[bytes]], epoch: i
         top, left, h, w = draw_crop(rng, height, width)
         draws = draw_augmentation(rng, view.strength, SEQ_LEN)
         for streams in decoded:
-            frames = [plain_frame(frame.crop((left, top, left + w, top + h)), draws, channel)
-                      for frame, channel in zip(streams[view.clip], draws["grey_channel"], strict=True)]
+            frames = [
+                plain_frame(frame.crop((left, top, left + w, top + h)), draws, channel)
+                for frame, channel in zip(streams[view.clip], draws["grey_channel"], strict=True)
+            ]
             result.append(torch.stack(frames, 1))
     return torch.stack(result).view(2, len(records), 3, SEQ_LEN, SIZE, SIZE)
 
@@ -127,8 +141,10 @@ def compare(name: str, stores: dict[str, VideoStore], args: argparse.Namespace) 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     samples = args.samples
     keys = [(i // len(dataset), i % len(dataset)) for i in range(samples)]
-    records = {stream: [pack_frames(store.read_frames(i, range(store.num_frames(i)))) for i in range(len(store))]
-               for stream, store in stores.items()}
+    records = {
+        stream: [pack_frames(store.read_frames(i, range(store.num_frames(i)))) for i in range(len(store))]
+        for stream, store in stores.items()
+    }
     jpegs = [jpeg for key in keys for jpeg in encoded[key]["jpegs"]]
     batch = join_jpegs([encoded[key] for key in keys])
     work: dict[str, Callable[[], object]] = {
@@ -139,18 +155,26 @@ def compare(name: str, stores: dict[str, VideoStore], args: argparse.Namespace) 
         f"device ({device})": lambda: encoded.with_clips(batch, device)["clips"].float().mean().item(),
     }
     times = measure(work, samples, args)
-    print(f"{name}: {len(jpegs) / samples:.1f} frames of {np.mean([len(j) for j in jpegs]) / 1e3:.1f} kB per sample")
+    print(
+        f"{name}: {len(jpegs) / samples:.1f} frames of {np.mean([len(j) for j in jpegs]) / 1e3:.1f} kB per sample"
+    )
     for kind, values in times.items():
         print(f"  {kind:14s}{spread(values)} ms per sample, {1e3 / statistics.median(values):.1f}/s")
     plain, decoding, ours = (statistics.median(times[kind]) for kind in ("plain", "decode", "ours"))
-    print(f"  ours is {plain / ours:.2f} x the plain pipeline and takes {ours / decoding:.2f} x the pure decoding")
+    print(
+        f"  ours is {plain / ours:.2f} x the plain pipeline and takes {ours / decoding:.2f} x the pure decoding"
+    )
 
 
-def measure(work: dict[str, Callable[[], object]], per: int, args: argparse.Namespace) -> dict[str, list[float]]:
+def measure(
+    work: dict[str, Callable[[], object]], per: int, args: argparse.Namespace
+) -> dict[str, list[float]]:
     """Milliseconds per unit of each kind of ``work``, which does ``per`` units; after a round that warms up."""
     runs = in_turns(work, args.repeats + 1)
-    return {kind: [(processor if args.processor_time else wall) / per * 1e3 for _, wall, processor in rounds[1:]]
-            for kind, rounds in runs.items()}
+    return {
+        kind: [(processor if args.processor_time else wall) / per * 1e3 for _, wall, processor in rounds[1:]]
+        for kind, rounds in runs.items()
+    }
 
 
 def decoders(stores: dict[str, VideoStore], args: argparse.Namespace) -> None:
@@ -160,7 +184,8 @@ def decoders(stores: dict[str, VideoStore], args: argparse.Namespace) -> None:
         "Pillow": lambda jpeg: np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB")),
         "OpenCV": decode,
         "torchvision": lambda jpeg: torchvision.io.decode_jpeg(
-            torch.frombuffer(bytearray(jpeg), dtype=torch.uint8), torchvision.io.ImageReadMode.RGB),
+            torch.frombuffer(bytearray(jpeg), dtype=torch.uint8), torchvision.io.ImageReadMode.RGB
+        ),
     }
     for stream, store in stores.items():
         jpegs = store.read_frames(0, range(min(48, store.num_frames(0))))
@@ -187,7 +212,9 @@ def scaling(stores: dict[str, VideoStore], workers: int, epochs: int) -> None:
                 assert batch["clips"].is_shared()
             rates.append(batch_size * len(loader) / (time.perf_counter() - began))
             memory.append(max(_own_memory(worker.pid) for worker in loader._iterator._workers))
-        print(f"{count} worker(s): {spread(rates[1:])} samples/s; MB of its own per worker, epoch by epoch: {memory}")
+        print(
+            f"{count} worker(s): {spread(rates[1:])} samples/s; MB of its own per worker, epoch by epoch: {memory}"
+        )
 
 
 def _own_memory(pid: int) -> int:
@@ -199,11 +226,17 @@ def _own_memory(pid: int) -> int:
 @one_line_errors
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(__doc__.split("\n")[0])
-    parser.add_argument("--video", nargs="+", default=[], metavar="FILE", help="video files; drawn ones if none")
+    parser.add_argument(
+        "--video", nargs="+", default=[], metavar="FILE", help="video files; drawn ones if none"
+    )
     parser.add_argument("--samples", type=positive_int, default=24, help="samples per measurement")
-    parser.add_argument("--repeats", type=positive_int, default=5, help="measurements, of which the median is given")
+    parser.add_argument(
+        "--repeats", type=positive_int, default=5, help="measurements, of which the median is given"
+    )
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="up to how many")
-    parser.add_argument("--processor_time", action="store_true", help="not time on the clock, but for the DataLoaders'")
+    parser.add_argument(
+        "--processor_time", action="store_true", help="not time on the clock, but for the DataLoaders'"
+    )
     args = parser.parse_args(argv)
     print_setting(argv)
     set_up_cpu()  # malloc as in training

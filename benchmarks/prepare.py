@@ -6,6 +6,7 @@ RGB: dataset.prepare by N processes compared with decoding, resizing and JPEG al
 process and in N at once. Processor time is shown as well: it says the same where other work slows the machine down.
 Flow: frames per second of one process and the share of time inside the flow method.
 """
+
 import itertools
 import logging
 import math
@@ -57,22 +58,49 @@ def bare_work(videos: list[Video], short_side: int) -> float:
 def prepare(source: Path, jobs: int, short_side: int) -> float:
     """The whole command; seconds of processor time."""
     with tempfile.TemporaryDirectory(dir=source.parent) as out:
-        command = [sys.executable, "-m", "dataset.prepare", "bench", "--videos", str(source), "--out", f"{out}/o",
-                   "--streams", "rgb", "--short_side", str(short_side), "-j", str(jobs)]
+        command = [
+            sys.executable,
+            "-m",
+            "dataset.prepare",
+            "bench",
+            "--videos",
+            str(source),
+            "--out",
+            f"{out}/o",
+            "--streams",
+            "rgb",
+            "--short_side",
+            str(short_side),
+            "-j",
+            str(jobs),
+        ]
         return measured(lambda: subprocess.run(command, cwd=ROOT, check=True, stderr=subprocess.DEVNULL))[2]
 
 
 @one_line_errors
 def main(argv: list[str] | None = None) -> None:
     parser = Parser("Speed of dataset.prepare against the bare work.")
-    parser.add_argument("--videos", type=Path, help="folder of class/video files; drawn ones (240x240) if not given")
+    parser.add_argument(
+        "--videos", type=Path, help="folder of class/video files; drawn ones (240x240) if not given"
+    )
     parser.add_argument("--short_side", type=positive_int, default=256, help="of the prepared frames")
-    parser.add_argument("--frames", type=positive_int, default=60000, help="frames of RGB, by repeating the videos")
+    parser.add_argument(
+        "--frames", type=positive_int, default=60000, help="frames of RGB, by repeating the videos"
+    )
     parser.add_argument("--flow_frames", type=positive_int, default=40, help="frames of flow per method")
-    parser.add_argument("--rounds", type=positive_int, default=2, help="measurements; the best of each counts")
-    parser.add_argument("--work", type=Path, default="/dev/shm" if Path("/dev/shm").is_dir() else None, metavar="DIR",
-                        help="folder of the outputs; a RAM disk leaves the speed of the disk out of account")
-    parser.add_argument("-j", "--jobs", type=positive_int, default=len(os.sched_getaffinity(0)), help="processes (N)")
+    parser.add_argument(
+        "--rounds", type=positive_int, default=2, help="measurements; the best of each counts"
+    )
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default="/dev/shm" if Path("/dev/shm").is_dir() else None,
+        metavar="DIR",
+        help="folder of the outputs; a RAM disk leaves the speed of the disk out of account",
+    )
+    parser.add_argument(
+        "-j", "--jobs", type=positive_int, default=len(os.sched_getaffinity(0)), help="processes (N)"
+    )
     args = parser.parse_args(argv)
     print_setting(argv)
     logging.disable()
@@ -86,34 +114,45 @@ def main(argv: list[str] | None = None) -> None:
         linked, _ = find_videos(work / "links")
         shape = next(read_video(videos[0])).shape
         print(f"{frames} frames, the first {shape[1]}x{shape[0]}, short side {args.short_side}")
-        shares = [linked[i::args.jobs] for i in range(args.jobs)]
+        shares = [linked[i :: args.jobs] for i in range(args.jobs)]
         with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:
             pool.starmap(bare_work, [(videos[:1], args.short_side)] * args.jobs)  # start and warm up
-            runs = in_turns({
-                "bare work, 1 process": lambda: pool.apply(bare_work, (linked, args.short_side)),
-                f"bare work, {args.jobs} at once": lambda: sum(pool.starmap(
-                    bare_work, [(share, args.short_side) for share in shares], chunksize=1)),
-                "dataset.prepare -j 1": lambda: prepare(work / "links", 1, args.short_side),
-                f"dataset.prepare -j {args.jobs}": lambda: prepare(work / "links", args.jobs, args.short_side),
-            }, args.rounds)
+            runs = in_turns(
+                {
+                    "bare work, 1 process": lambda: pool.apply(bare_work, (linked, args.short_side)),
+                    f"bare work, {args.jobs} at once": lambda: sum(
+                        pool.starmap(bare_work, [(share, args.short_side) for share in shares], chunksize=1)
+                    ),
+                    "dataset.prepare -j 1": lambda: prepare(work / "links", 1, args.short_side),
+                    f"dataset.prepare -j {args.jobs}": lambda: prepare(
+                        work / "links", args.jobs, args.short_side
+                    ),
+                },
+                args.rounds,
+            )
         rates = {name: frames / min(wall for _, wall, _ in rounds) for name, rounds in runs.items()}
         cpus = {name: min(cpu for cpu, *_ in rounds) / frames * 1e3 for name, rounds in runs.items()}
         for name, rate in rates.items():
-            print(f"{name:24} {rate:8.1f} frames/s, {rate / rates['bare work, 1 process']:5.2f} x one bare process; "
-                  f"{cpus[name]:.3f} ms of processor time per frame, {cpus[name] / cpus['bare work, 1 process']:.2f} x")
+            print(
+                f"{name:24} {rate:8.1f} frames/s, {rate / rates['bare work, 1 process']:5.2f} x one bare process; "
+                f"{cpus[name]:.3f} ms of processor time per frame, {cpus[name] / cpus['bare work, 1 process']:.2f} x"
+            )
         rate = rates["dataset.prepare -j 1"]
         print(f"UCF101 RGB ({UCF101_FRAMES} frames): {UCF101_FRAMES / rate / 3600:.1f} hours on one core")
 
         for method in METHODS:
             clock, options = [0.0], Options(flow=method, short_side=args.short_side)
-            pairs = itertools.islice((s for s, _ in make_frames(videos[0], options, clock) if s == "flow"),
-                                     args.flow_frames)
+            pairs = itertools.islice(
+                (s for s, _ in make_frames(videos[0], options, clock) if s == "flow"), args.flow_frames
+            )
             start = time.perf_counter()
             count = sum(1 for _ in pairs)
             total = time.perf_counter() - start
             hours = UCF101_FRAMES / count * total / 3600
-            print(f"RGB and flow, {method:5} {count / total:12.2f} frames/s, {100 * clock[0] / total:.1f} % of it in "
-                  f"the flow method; UCF101: {hours:.0f} hours on one core")
+            print(
+                f"RGB and flow, {method:5} {count / total:12.2f} frames/s, {100 * clock[0] / total:.1f} % of it in "
+                f"the flow method; UCF101: {hours:.0f} hours on one core"
+            )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 """Which frames make a clip. Indices are frame numbers within a video; ds is the stride between frames of a clip."""
+
 import numpy as np
 
 

@@ -3,6 +3,7 @@
 Resizing equals Pillow's ``crop(...).resize(..., BICUBIC)``, which the original used and which antialiases, within one
 or two grey levels (more for single pixels at hard edges). On the CPU it runs on the calling thread.
 """
+
 import functools
 from collections.abc import Sequence
 
@@ -12,29 +13,46 @@ import torch.nn.functional as F
 
 from dataset.jpeg import decode
 
-FRAMES_AT_ONCE = 8  # held at full size and resized in one call: they share filter weights and stay in the cache
+FRAMES_AT_ONCE = (
+    8  # held at full size and resized in one call: they share filter weights and stay in the cache
+)
 
 Box = tuple[int, int, int, int]  # top, left, height, width in pixels
 
 
-def decode_and_crop(jpegs: Sequence[bytes], shown: np.ndarray, boxes: Sequence[Box], reference: tuple[int, int],
-                    out: torch.Tensor) -> None:
+def decode_and_crop(
+    jpegs: Sequence[bytes],
+    shown: np.ndarray,
+    boxes: Sequence[Box],
+    reference: tuple[int, int],
+    out: torch.Tensor,
+) -> None:
     """Make clips of JPEGs, each decoded once: ``out[v, t]`` becomes ``boxes[v]`` of ``jpegs[shown[v, t]]``.
 
     shown: int [V, T], ascending in t. boxes, reference: see ``crop_resize``. out: uint8 [V, T, S, S, 3]. Raises
     ValueError for a JPEG that cannot be decoded.
     """
     for start in range(0, len(jpegs), FRAMES_AT_ONCE):
-        frames = [decode(jpeg) for jpeg in jpegs[start:start + FRAMES_AT_ONCE]]
+        frames = [decode(jpeg) for jpeg in jpegs[start : start + FRAMES_AT_ONCE]]
         for indices, box, clip in zip(shown, boxes, out, strict=True):
             first, end = np.searchsorted(indices, (start, start + len(frames)))
             if first < end:
-                crop_resize([frames[i - start] for i in indices[first:end]], box, out.shape[-2], reference,
-                            clip[first:end])
+                crop_resize(
+                    [frames[i - start] for i in indices[first:end]],
+                    box,
+                    out.shape[-2],
+                    reference,
+                    clip[first:end],
+                )
 
 
-def crop_resize(frames: Sequence[np.ndarray | torch.Tensor], box: Box, size: int,
-                reference: tuple[int, int] | None = None, out: torch.Tensor | None = None) -> torch.Tensor:
+def crop_resize(
+    frames: Sequence[np.ndarray | torch.Tensor],
+    box: Box,
+    size: int,
+    reference: tuple[int, int] | None = None,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Cut ``box`` from every frame and resize it to ``size`` x ``size`` pixels, bicubic with antialias.
 
     frames: T arrays, or tensors on one device, uint8 [H, W, 3]. box: (top, left, height, width) in pixels of a frame of
@@ -48,7 +66,9 @@ def crop_resize(frames: Sequence[np.ndarray | torch.Tensor], box: Box, size: int
     resize = functools.partial(F.interpolate, size=(size, size), mode="bicubic", antialias=True)
     for start in range(0, len(crops), step):
         chunk = crops[start : start + step]
-        chunk = torch.stack(chunk) if isinstance(chunk[0], torch.Tensor) else torch.from_numpy(np.stack(chunk))
+        chunk = (
+            torch.stack(chunk) if isinstance(chunk[0], torch.Tensor) else torch.from_numpy(np.stack(chunk))
+        )
         chunk = chunk.permute(0, 3, 1, 2)  # [t, 3, h, w]
         # a GPU resizes no bytes
         resized = resize(chunk.float()).round_().clamp_(0, 255) if chunk.is_cuda else resize(chunk)

@@ -2,6 +2,7 @@
 
 Importing torchvision takes a second, so only what needs it does.
 """
+
 from typing import Any
 
 import cv2
@@ -17,6 +18,7 @@ def device_decodes(device: torch.device) -> bool:
     if device.type != "cuda":
         return False
     from torchvision.io import ImageReadMode, decode_jpeg
+
     jpeg = torch.from_numpy(cv2.imencode(".jpg", np.zeros((8, 8, 3), np.uint8))[1])
     try:
         decode_jpeg([jpeg], ImageReadMode.RGB, device)
@@ -31,11 +33,15 @@ def decode_clips(batch: dict[str, Any], size: int, device: torch.device) -> Tens
     Raises RuntimeError for a JPEG that the device cannot decode.
     """
     from torchvision.io import ImageReadMode, decode_jpeg
+
     jpegs = batch["jpegs"].split(batch["sizes"].tolist())
-    decoded = [frame.permute(1, 2, 0) for frame in decode_jpeg(list(jpegs), ImageReadMode.RGB, device)]  # [H, W, 3]
+    decoded = [
+        frame.permute(1, 2, 0) for frame in decode_jpeg(list(jpegs), ImageReadMode.RGB, device)
+    ]  # [H, W, 3]
     clips = torch.empty(*batch["frames"].shape, size, size, 3, dtype=torch.uint8, device=device)
     for sample, (frames, boxes, reference) in enumerate(
-            zip(*(batch[name].tolist() for name in ("frames", "boxes", "reference")), strict=True)):
+        zip(*(batch[name].tolist() for name in ("frames", "boxes", "reference")), strict=True)
+    ):
         for view, box in enumerate(boxes):
             for stream, shown in enumerate(frames[view]):
                 crop_resize([decoded[i] for i in shown], box, size, reference, clips[sample, view, stream])

@@ -1,4 +1,5 @@
 """Optical flow between neighbouring frames, and the form in which it is stored."""
+
 import functools
 
 import cv2
@@ -26,8 +27,10 @@ def _flow_method(method: str) -> cv2.DenseOpticalFlow:
     if method != "tvl1":
         raise UserError(f"unknown flow method {method!r}; choose from {', '.join(METHODS)}")
     if not hasattr(cv2, "optflow"):
-        raise UserError("this OpenCV has no TV-L1: pip install opencv-contrib-python-headless in place of "
-                        "opencv-python, or use --flow dis")
+        raise UserError(
+            "this OpenCV has no TV-L1: pip install opencv-contrib-python-headless in place of "
+            "opencv-python, or use --flow dis"
+        )
     return cv2.optflow.DualTVL1OpticalFlow_create()
 
 

@@ -1,4 +1,5 @@
 """Raw footage: which videos a folder holds, and the lists that split them."""
+
 import csv
 import os
 import re
@@ -47,20 +48,28 @@ def find_videos(folder: Path) -> tuple[list[Video], dict[str, str]]:
                 continue
             name = f"{label}/{stem}"
             if name in videos:
-                left_out[f"{label}/{entry.name}"] = f"another video has this name: {videos[name].path} is taken"
-            elif name.encode(errors="ignore").decode().splitlines() != [name]:  # lines, or not UTF-8 on the disk
+                left_out[f"{label}/{entry.name}"] = (
+                    f"another video has this name: {videos[name].path} is taken"
+                )
+            elif name.encode(errors="ignore").decode().splitlines() != [
+                name
+            ]:  # lines, or not UTF-8 on the disk
                 left_out[ascii(name)] = "the name has characters that a list of names cannot hold; rename it"
             else:
                 videos[name] = Video(name, entry.path)
     if not videos:
-        raise UserError(f"no class/video.{{{','.join(s[1:] for s in SUFFIXES)}}} and no class/video/image_00001.jpg in "
-                        f"{folder}; --videos is the folder that holds one folder per class")
+        raise UserError(
+            f"no class/video.{{{','.join(s[1:] for s in SUFFIXES)}}} and no class/video/image_00001.jpg in "
+            f"{folder}; --videos is the folder that holds one folder per class"
+        )
     return [videos[name] for name in sorted(videos, key=by_class)], left_out
 
 
 def _entries(folder: Path) -> list[os.DirEntry]:
     with os.scandir(folder) as entries:
-        return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+        return sorted(
+            (entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name
+        )
 
 
 def find_lists(videos: Path, given: Path | None) -> Path | None:
@@ -83,7 +92,9 @@ def copy_lists(lists: Path | None, out: Path) -> None:
         if not match:
             shutil.copyfile(path, out / path.name)
             continue
-        names = ["/".join(re.split(r"[/\\]+", row[0].rstrip("/\\"))[-2:]) for row in csv.reader(read_lines(path))]
+        names = [
+            "/".join(re.split(r"[/\\]+", row[0].rstrip("/\\"))[-2:]) for row in csv.reader(read_lines(path))
+        ]
         part = "train" if match["part"] == "train" else "test"
         text = "".join(f"{name}\n" for name in names)
         (out / f"{part}list{int(match['number'] or 1):02d}.txt").write_text(text, encoding="utf-8")

@@ -1,4 +1,5 @@
 """Frames of one raw video, as the databases store them: from a video file or from frames already extracted."""
+
 import os
 import re
 import time
@@ -17,8 +18,13 @@ from dataset.footage import Video
 from dataset.jpeg import decode, decode_whole, encode
 from dataset.store import BrokenVideo
 
-EXACT_COUNT = (".avi", ".mp4")  # containers that store their number of frames; for the others it is an estimate
-IMAGE = re.compile(r"^(image|img|frame|(?P<flow>flow_x|flow_y|flow))_?(?P<number>\d+)\.(jpg|jpeg)$", re.IGNORECASE)
+EXACT_COUNT = (
+    ".avi",
+    ".mp4",
+)  # containers that store their number of frames; for the others it is an estimate
+IMAGE = re.compile(
+    r"^(image|img|frame|(?P<flow>flow_x|flow_y|flow))_?(?P<number>\d+)\.(jpg|jpeg)$", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -112,7 +118,9 @@ def read_video(video: Video, fps: float | None = None) -> Iterator[np.ndarray]:
     if decoded == 0:
         raise BrokenVideo(video.name, f"no frame of {video.path} can be decoded")
     if video.path.lower().endswith(EXACT_COUNT) and decoded < 0.9 * announced:
-        raise BrokenVideo(video.name, f"{video.path} is cut short: {decoded} of its {announced} frames can be decoded")
+        raise BrokenVideo(
+            video.name, f"{video.path} is cut short: {decoded} of its {announced} frames can be decoded"
+        )
 
 
 def frame_files(video: Video) -> dict[str, list[str]]:

@@ -1,4 +1,5 @@
 """JPEG bytes to frames and back. Needs no torch."""
+
 import struct
 
 import cv2

@@ -3,6 +3,7 @@
 A mapped file that is damaged, or cut short while it is in use, ends the interpreter (SIGBUS). Here both are ValueError,
 a file whose name another has taken is read on as it was, and an open file may cross a fork.
 """
+
 import contextlib
 import os
 import struct
@@ -26,13 +27,16 @@ class LmdbFile:
         newest, self.page_size = -1, 0
         for at in (0, None):  # of the two headers the one of the newer transaction counts
             magic, version, self.page_size, root, last, transaction = struct.unpack(
-                "<16xII16xI84xQQQ", self.read(self.page_size if at is None else at, 152))
+                "<16xII16xI84xQQQ", self.read(self.page_size if at is None else at, 152)
+            )
             if magic != MAGIC or version != 1 or not 256 <= self.page_size <= 1 << 16:
                 raise ValueError("its header is not that of an LMDB file")
             if transaction > newest:
                 newest, self.root, pages = transaction, root, last + 1
         if self._size < (pages - SPARE_PAGES) * self.page_size:
-            raise ValueError(f"cut short: {self._size} of at least {(pages - SPARE_PAGES) * self.page_size} bytes")
+            raise ValueError(
+                f"cut short: {self._size} of at least {(pages - SPARE_PAGES) * self.page_size} bytes"
+            )
 
     def __reduce__(self):
         return LmdbFile, (self.path,)
@@ -60,7 +64,7 @@ class LmdbFile:
                 nodes = struct.unpack_from(f"<{(end - HEADER) // 2}H", page, HEADER)
 
                 def key_of(node: int, page: bytes = page) -> bytes:
-                    return page[node + 8:node + 8 + struct.unpack_from("<H", page, node + 6)[0]]
+                    return page[node + 8 : node + 8 + struct.unpack_from("<H", page, node + 6)[0]]
 
                 if flags & LEAF:
                     place = bisect_left(nodes, key, key=key_of)
@@ -69,11 +73,15 @@ class LmdbFile:
                     size, kind = struct.unpack_from("<IH", page, nodes[place])
                     at = nodes[place] + 8 + len(key)
                     if kind & OVERFLOW_VALUE:
-                        return Value(self, struct.unpack_from("<Q", page, at)[0] * self.page_size + HEADER, size)
+                        return Value(
+                            self, struct.unpack_from("<Q", page, at)[0] * self.page_size + HEADER, size
+                        )
                     return Value(self, number * self.page_size + at, size)
                 if not flags & BRANCH:
                     break
-                low, high = struct.unpack_from("<IH", page, nodes[bisect_right(nodes, key, lo=1, key=key_of) - 1])
+                low, high = struct.unpack_from(
+                    "<IH", page, nodes[bisect_right(nodes, key, lo=1, key=key_of) - 1]
+                )
                 number = low | high << 32
         raise ValueError(f"page {number} is damaged")
 

@@ -3,6 +3,7 @@
 A part is OUT/unfinished/<id>.{rgb,flow}, the records, and <id>.jsonl, the journal that says where they lie. A video is
 committed when the journal names it; what a killed process had not noted is as if never written.
 """
+
 import contextlib
 import json
 import multiprocessing
@@ -48,7 +49,9 @@ class Part:
         entry: dict = {"video": video.name}
         try:
             counts = self._write_frames(video, offsets, flow_clock)
-            entry["records"] = {stream: self._head(stream, offsets[stream], counts[stream]) for stream in self.files}
+            entry["records"] = {
+                stream: self._head(stream, offsets[stream], counts[stream]) for stream in self.files
+            }
         except BrokenVideo as error:
             entry["left_out"] = error.reason
             for stream, file in self.files.items():
@@ -56,7 +59,9 @@ class Part:
                 file.truncate()
         except OSError:
             for stream, file in self.files.items():
-                os.ftruncate(file.fileno(), offsets[stream])  # not by the file object, which would write first
+                os.ftruncate(
+                    file.fileno(), offsets[stream]
+                )  # not by the file object, which would write first
             raise
         return self.note(entry | {"seconds": time.perf_counter() - start, "flow_seconds": flow_clock[0]})
 
@@ -93,7 +98,9 @@ class Part:
             file.write(msgpack.packb(jpeg, use_bin_type=False))
             counts[stream] += 1
             if file.tell() - offsets[stream] > MAX_RECORD_BYTES:
-                raise BrokenVideo(video.name, f"more than {MAX_RECORD_BYTES >> 20} MB of {stream} frames; cut it")
+                raise BrokenVideo(
+                    video.name, f"more than {MAX_RECORD_BYTES >> 20} MB of {stream} frames; cut it"
+                )
         if any(counts[stream] < (2 if stream == "rgb" else 1) for stream in self.files):
             raise BrokenVideo(video.name, "fewer than two frames")
         return counts
@@ -151,13 +158,19 @@ def prepare_videos(videos: list[Video], folder: Path, options: Options, jobs: in
                     waiting.extendleft(reversed(given))
                     crashes[video.name] += 1
                     if finished == 0 and len(crashes) > MAX_CRASHES:
-                        raise UserError(f"the first {len(crashes)} videos all ended the process that read them (exit "
-                                        f"status {process.exitcode}); more than the videos is broken") from None
+                        raise UserError(
+                            f"the first {len(crashes)} videos all ended the process that read them (exit "
+                            f"status {process.exitcode}); more than the videos is broken"
+                        ) from None
                     if crashes[video.name] == 1:
                         waiting.append(video)
                         continue
                     entry = Part(folder, options).note(
-                        {"video": video.name, "left_out": f"reading it crashed (exit status {process.exitcode})"})
+                        {
+                            "video": video.name,
+                            "left_out": f"reading it crashed (exit status {process.exitcode})",
+                        }
+                    )
                 finished += 1
                 yield entry
     finally:
@@ -180,7 +193,10 @@ def read_journals(folder: Path) -> dict[str, dict]:
                 entry = json.loads(line)
             except ValueError:
                 continue
-            if any(offset + size > sizes[stream] for stream, (offset, size, _) in entry.get("records", {}).items()):
+            if any(
+                offset + size > sizes[stream]
+                for stream, (offset, size, _) in entry.get("records", {}).items()
+            ):
                 continue
             if "records" in entry or entry["video"] not in entries:
                 entries[entry["video"]] = entry | {"part": str(part)}

@@ -1,4 +1,5 @@
 """Datasets by name: which streams and how many clips a name stands for, where its databases lie, what is in them."""
+
 import logging
 import os
 from dataclasses import dataclass
@@ -58,22 +59,34 @@ def locate(dataset: DatasetName, data_root: Path, part: str, given: dict[str, st
     """Path of each stream's database: the ``given`` one, else ROOT/NAME/{rgb,flow}.lmdb (Kinetics: in train/, val/)."""
     folder = data_root / dataset.base
     if dataset.base not in KNOWN and not folder.is_dir() and not all(given.get(s) for s in dataset.streams):
-        prepared = sorted(path.name for path in data_root.iterdir() if path.is_dir()) if data_root.is_dir() else []
+        prepared = (
+            sorted(path.name for path in data_root.iterdir() if path.is_dir()) if data_root.is_dir() else []
+        )
         raise UserError(
             f"unknown dataset {dataset.base!r}: there is no folder {folder}. Known: {', '.join(KNOWN)}; in {data_root}:"
-            f" {', '.join(prepared) or 'nothing'}. Prepare it with 'python -m dataset.prepare' or set --data_root")
+            f" {', '.join(prepared) or 'nothing'}. Prepare it with 'python -m dataset.prepare' or set --data_root"
+        )
     if (folder / "val").is_dir() or dataset.base == "k400":
         folder = folder / ("train" if part == "train" else "val")
     paths = {}
     for stream in dataset.streams:
         paths[stream] = Path(given.get(stream) or folder / f"{stream}.lmdb")
         if not paths[stream].exists():
-            raise UserError(f"no {stream} database at {paths[stream]}; set --{stream}_lmdb, --data_root or $COCLR_DATA")
+            raise UserError(
+                f"no {stream} database at {paths[stream]}; set --{stream}_lmdb, --data_root or $COCLR_DATA"
+            )
     return paths
 
 
-def open_videos(name: str, part: str, seq_len: int, ds: int, data_root: Path | str | None = None,
-                given: dict[str, str | None] | None = None, split: int = 1) -> Videos:
+def open_videos(
+    name: str,
+    part: str,
+    seq_len: int,
+    ds: int,
+    data_root: Path | str | None = None,
+    given: dict[str, str | None] | None = None,
+    split: int = 1,
+) -> Videos:
     """The videos of one ``part`` ("train" or "test") of dataset ``name`` that are long enough for a clip.
 
     Without ``data_root`` datasets lie in $COCLR_DATA, else in ./data.
@@ -85,7 +98,9 @@ def open_videos(name: str, part: str, seq_len: int, ds: int, data_root: Path | s
     stores = {stream: VideoStore(path) for stream, path in paths.items()}
     folder = next(iter(paths.values())).parent
     position = {stream: {video: i for i, video in enumerate(store.names)} for stream, store in stores.items()}
-    everything = [video for video in next(iter(stores.values())).names if all(video in p for p in position.values())]
+    everything = [
+        video for video in next(iter(stores.values())).names if all(video in p for p in position.values())
+    ]
 
     separate = folder.name in ("train", "val")  # Kinetics: one database per part, every video its own source
     class_folder = folder.parent if separate else folder
@@ -98,20 +113,37 @@ def open_videos(name: str, part: str, seq_len: int, ds: int, data_root: Path | s
         chosen = [video for video in everything if video in wanted]
     log.info("%s %s: %d videos (%s)", name, part, len(chosen), origin)
     if not chosen:
-        raise UserError(f"{name}: the {part} split is empty, none of its videos is in {folder} ({origin}); check the "
-                        "lists and the database")
+        raise UserError(
+            f"{name}: the {part} split is empty, none of its videos is in {folder} ({origin}); check the "
+            "lists and the database"
+        )
 
     positions = {s: np.array([position[s][video] for video in chosen], dtype=np.int64) for s in stores}
     frames = np.min([stores[s].frame_counts()[positions[s]] for s in stores], axis=0)
     keep = long_enough(frames, seq_len, ds, whole_clip=dataset.base == "k400")
     if not keep.all():
-        log.info("%s %s: left out %d videos too short for %d frames at stride %d, or unreadable",
-                 name, part, (~keep).sum(), seq_len, ds)
+        log.info(
+            "%s %s: left out %d videos too short for %d frames at stride %d, or unreadable",
+            name,
+            part,
+            (~keep).sum(),
+            seq_len,
+            ds,
+        )
     if not keep.any():
-        raise UserError(f"no video of {name} ({part}) in {folder} is long enough for --seq_len {seq_len} --ds {ds}")
+        raise UserError(
+            f"no video of {name} ({part}) in {folder} is long enough for --seq_len {seq_len} --ds {ds}"
+        )
     number = {label: i for i, label in enumerate(classes)}
     labels = np.array([number[class_of(video)] for video in chosen], dtype=np.int64)
     sources = np.array(range(len(chosen)) if separate else source_ids(chosen), dtype=np.int64)
     names = [video for video, kept in zip(chosen, keep, strict=True) if kept]
-    return Videos(stores, names, {s: p[keep] for s, p in positions.items()}, frames[keep], labels[keep],
-                  sources[keep], classes)
+    return Videos(
+        stores,
+        names,
+        {s: p[keep] for s, p in positions.items()},
+        frames[keep],
+        labels[keep],
+        sources[keep],
+        classes,
+    )

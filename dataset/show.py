@@ -1,4 +1,5 @@
 """A look into a database: ``python -m dataset.show DB VIDEO -o FILE.png`` draws RGB frames above their flow."""
+
 from pathlib import Path
 
 import cv2
@@ -26,7 +27,9 @@ def read_images(store: VideoStore, video: str, times: np.ndarray) -> list[np.nda
     except BrokenVideo as error:
         raise UserError(f"cannot show {error}; see 'python -m dataset.verify'") from error
     except ValueError as error:
-        raise UserError(f"cannot show {video}: a frame is not a JPEG; see 'python -m dataset.verify --all'") from error
+        raise UserError(
+            f"cannot show {video}: a frame is not a JPEG; see 'python -m dataset.verify --all'"
+        ) from error
 
 
 def contact_sheet(rows: list[list[np.ndarray]]) -> np.ndarray:
@@ -36,23 +39,35 @@ def contact_sheet(rows: list[list[np.ndarray]]) -> np.ndarray:
     for i, row in enumerate(rows):
         for j, image in enumerate(row):
             top, left = i * height + GAP, j * width + GAP
-            sheet[top:top + image.shape[0], left:left + image.shape[1]] = image
+            sheet[top : top + image.shape[0], left : left + image.shape[1]] = image
     return sheet
 
 
 @one_line_errors
 def main(argv: list[str] | None = None) -> None:
-    parser = Parser("Draw a contact sheet of a video: RGB frames, below them flow (hue: direction, saturation: speed).")
+    parser = Parser(
+        "Draw a contact sheet of a video: RGB frames, below them flow (hue: direction, saturation: speed)."
+    )
     parser.add_argument("db", metavar="DB", type=Path, help="a database, or a folder made by dataset.prepare")
     parser.add_argument("video", metavar="VIDEO", help="name, class/video")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.png", help="picture to write")
-    parser.add_argument("--frames", type=positive_int, default=8, help="columns, spread evenly over the video")
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="FILE.png", help="picture to write"
+    )
+    parser.add_argument(
+        "--frames", type=positive_int, default=8, help="columns, spread evenly over the video"
+    )
     parser.add_argument("--bound", type=float, default=20.0, help="--bound that the flow was prepared with")
-    parser.add_argument("--full", type=float, metavar="PIXELS",
-                        help="speed of a full colour; that of the fastest hundredth shown if not given")
+    parser.add_argument(
+        "--full",
+        type=float,
+        metavar="PIXELS",
+        help="speed of a full colour; that of the fastest hundredth shown if not given",
+    )
     args = parser.parse_args(argv)
-    databases = next((pair for pair in pairs(args.db) if args.video in VideoStore(next(filter(None, pair))).names),
-                     pairs(args.db)[0])
+    databases = next(
+        (pair for pair in pairs(args.db) if args.video in VideoStore(next(filter(None, pair))).names),
+        pairs(args.db)[0],
+    )
     times = np.linspace(0, 1, args.frames)
     rows = [read_images(VideoStore(path), args.video, times) if path else [] for path in databases]
     full = args.full
@@ -66,8 +81,10 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"cannot write {args.output}: a name that ends in .png or .jpg is needed") from error
     if not saved:
         raise UserError(f"cannot write {args.output}; does its folder exist?")
-    print(f"{args.output}: {args.frames} frames of {args.video}"
-          + (f"; a full colour is {full:.1f} pixels per frame" if rows[1] else ""))
+    print(
+        f"{args.output}: {args.frames} frames of {args.video}"
+        + (f"; a full colour is {full:.1f} pixels per frame" if rows[1] else "")
+    )
 
 
 if __name__ == "__main__":

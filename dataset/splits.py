@@ -1,4 +1,5 @@
 """Classes, sources and train/test splits, from the names in a database or from list files beside it."""
+
 import csv
 import itertools
 import re
@@ -35,7 +36,9 @@ def read_classes(folder: Path, names: Sequence[str]) -> list[str]:
     classes = [line.strip() for line in read_lines(path)]
     unknown = sorted({class_of(name) for name in names} - set(classes))
     if unknown:
-        raise UserError(f"{path} lacks the class {unknown[0]!r} of the database beside it; add it or remove the file")
+        raise UserError(
+            f"{path} lacks the class {unknown[0]!r} of the database beside it; add it or remove the file"
+        )
     return classes
 
 
@@ -55,7 +58,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 def without_suffix(path: str) -> str:
-    """"class/video.avi" or "class/video.avi 3" -> "class/video"; other dots and numbers stay."""
+    """ "class/video.avi" or "class/video.avi 3" -> "class/video"; other dots and numbers stay."""
     return re.sub(r"\.(avi|mp4|mkv|webm)(\s+\d+)?$", "", path.strip(), flags=re.IGNORECASE)
 
 
@@ -65,7 +68,9 @@ def ucf101_split(names: Sequence[str], split: int) -> dict[str, list[str]]:
     for name in names:
         match = UCF_NAME.search(name)
         if not match:
-            raise UserError(f"{name!r} is not a UCF101 name (Class/v_Class_gGG_cCC); is this database really UCF101?")
+            raise UserError(
+                f"{name!r} is not a UCF101 name (Class/v_Class_gGG_cCC); is this database really UCF101?"
+            )
         parts["test" if (int(match["group"]) - 1) // 7 == split - 1 else "train"].append(name)
     return parts
 
@@ -90,7 +95,8 @@ def read_hmdb51_lists(folder: Path, split: int) -> dict[str, list[str]] | None:
                 raise UserError(f"{path}: {line!r} should be 'name.avi 0|1|2'")
             if flag != "0":
                 parts["train" if flag == "1" else "test"].append(
-                    f"{path.name.removesuffix(ending)}/{without_suffix(name)}")
+                    f"{path.name.removesuffix(ending)}/{without_suffix(name)}"
+                )
     return parts if paths else None
 
 
@@ -109,8 +115,11 @@ def read_split_csv(folder: Path, split: int) -> dict[str, list[str]] | None:
 
 def read_lists(folder: Path, split: int) -> Iterator[tuple[str, dict[str, list[str]]]]:
     """(What they are, names of each part) of the lists in ``folder``, the first of which count."""
-    for what, read in (("trainlist/testlist", read_ucf_lists), ("HMDB51 lists", read_hmdb51_lists),
-                       ("split.csv", read_split_csv)):
+    for what, read in (
+        ("trainlist/testlist", read_ucf_lists),
+        ("HMDB51 lists", read_hmdb51_lists),
+        ("split.csv", read_split_csv),
+    ):
         parts = read(folder, split)
         if parts is not None:
             yield what, parts
@@ -135,7 +144,13 @@ def find_split(base: str, folder: Path, names: Sequence[str], split: int) -> tup
     for what, parts in read_lists(folder, split):
         return parts, f"{what} in {folder}, split {split}"
     if base == "hmdb51":
-        raise UserError(f"no HMDB51 lists (<class>_test_split{split}.txt) in {folder}; put the official ones there")
+        raise UserError(
+            f"no HMDB51 lists (<class>_test_split{split}.txt) in {folder}; put the official ones there"
+        )
     if split != 1:
-        raise UserError(f"no lists for split {split} in {folder}; only split 1 can do without (an even split)")
-    return even_split(names), f"no lists in {folder}: an even split, every fourth video of a class for testing"
+        raise UserError(
+            f"no lists for split {split} in {folder}; only split 1 can do without (an even split)"
+        )
+    return even_split(
+        names
+    ), f"no lists in {folder}: an even split, every fourth video of a class for testing"

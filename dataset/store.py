@@ -3,6 +3,7 @@
 Keys are ``b"%09d" % i`` with i = position of the video in ``__order__`` (names "class/video", shuffled); ``__keys__``
 lists the keys in class order, ``__len__`` counts them, ``__vlen__`` gives frame counts aligned with ``__keys__``.
 """
+
 import contextlib
 import hashlib
 import os
@@ -19,7 +20,14 @@ from dataset.lmdb_file import LmdbFile, Value
 from dataset.splits import by_class
 from utils.errors import UserError
 
-LENGTH_BYTES = {0xD9: 1, 0xDA: 2, 0xDB: 4, 0xC4: 1, 0xC5: 2, 0xC6: 4}  # str8, str16, str32 and bin8, bin16, bin32
+LENGTH_BYTES = {
+    0xD9: 1,
+    0xDA: 2,
+    0xDB: 4,
+    0xC4: 1,
+    0xC5: 2,
+    0xC6: 4,
+}  # str8, str16, str32 and bin8, bin16, bin32
 BATCH_BYTES = 8 << 20  # of a commit; three times the time per byte with 64 MB, whose pages malloc gives back
 
 
@@ -47,16 +55,21 @@ class VideoStore:
     def __init__(self, path: str | os.PathLike):
         self.path = os.fspath(path)
         if not os.path.exists(self.path):
-            raise UserError(f"no database at {self.path}; mend the path or make one by 'python -m dataset.prepare'")
+            raise UserError(
+                f"no database at {self.path}; mend the path or make one by 'python -m dataset.prepare'"
+            )
         try:
             self._file = LmdbFile(self.path)
         except (OSError, ValueError, struct.error) as error:
-            raise UserError(f"{self.path} is not an LMDB database or damaged ({error}); prepare or download it "
-                            "again") from error
+            raise UserError(
+                f"{self.path} is not an LMDB database or damaged ({error}); prepare or download it again"
+            ) from error
         order = self._meta("__order__")
         if not isinstance(order, list) or not all(isinstance(name, bytes) for name in order):
-            raise UserError(f"{self.path} lacks a list __order__ of video names: not a database of videos, or not one "
-                            "written to the end; prepare or download it again")
+            raise UserError(
+                f"{self.path} lacks a list __order__ of video names: not a database of videos, or not one "
+                "written to the end; prepare or download it again"
+            )
         self.names = [name.decode("utf-8", "surrogateescape") for name in order]
 
     def __len__(self) -> int:
@@ -71,8 +84,11 @@ class VideoStore:
         counts = np.zeros(len(self), dtype=np.int64)
         if isinstance(keys, list) and isinstance(lengths, list) and len(keys) == len(lengths) == len(self):
             positions = {_key(i): i for i in range(len(self))}
-            if (all(isinstance(key, bytes) for key in keys) and positions.keys() == set(keys)
-                    and all(isinstance(n, int) and 0 <= n < 1 << 32 for n in lengths)):
+            if (
+                all(isinstance(key, bytes) for key in keys)
+                and positions.keys() == set(keys)
+                and all(isinstance(n, int) and 0 <= n < 1 << 32 for n in lengths)
+            ):
                 counts[[positions[key] for key in keys]] = lengths
                 return counts
         for position in range(len(self)):
@@ -130,8 +146,9 @@ def shuffled(names: Sequence[str]) -> list[str]:
     return sorted(names, key=lambda name: (hashlib.sha256(name.encode()).digest(), name))
 
 
-def write_store(path: str | os.PathLike, names: Sequence[str],
-                record_of: Callable[[str], tuple[bytes, int]]) -> None:
+def write_store(
+    path: str | os.PathLike, names: Sequence[str], record_of: Callable[[str], tuple[bytes, int]]
+) -> None:
     """Write a database of ``names`` in any order: ``record_of``, called once per name, gives what ``writing`` takes."""
     with writing(path) as add:
         for name in shuffled(names):
@@ -166,8 +183,12 @@ def writing(path: str | os.PathLike) -> Iterator[Callable[[str, bytes, int], Non
         with contextlib.closing(environment):
             yield add
             in_class_order = sorted(range(len(order)), key=lambda i: by_class(order[i]))
-            meta = {"__keys__": [_key(i) for i in in_class_order], "__len__": len(order), "__order__": order,
-                    "__vlen__": [frames[i] for i in in_class_order]}
+            meta = {
+                "__keys__": [_key(i) for i in in_class_order],
+                "__len__": len(order),
+                "__order__": order,
+                "__vlen__": [frames[i] for i in in_class_order],
+            }
             batch += [(key.encode(), msgpack.packb(value, use_bin_type=False)) for key, value in meta.items()]
             with _write_errors(path):
                 _commit(environment, batch)  # keys ascend throughout: digits come before the underscore
@@ -184,7 +205,9 @@ def _write_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (lmdb.Error, OSError) as error:
-        raise UserError(f"cannot write {path}: {error}; make room or mend the folder and start again") from error
+        raise UserError(
+            f"cannot write {path}: {error}; make room or mend the folder and start again"
+        ) from error
 
 
 def _commit(environment: lmdb.Environment, batch: list[tuple[bytes, bytes]]) -> None:
@@ -211,8 +234,10 @@ def _list_header(record: Value) -> tuple[int, int]:
         return tag & 0x0F, 1
     width = {0xDC: 2, 0xDD: 4}.get(tag)
     if width is None or len(record) < 1 + width:
-        raise ValueError(f"the record is not a list of frames (msgpack type 0x{tag:02x}, {len(record)} bytes)")
-    return int.from_bytes(head[1:1 + width], "big"), 1 + width
+        raise ValueError(
+            f"the record is not a list of frames (msgpack type 0x{tag:02x}, {len(record)} bytes)"
+        )
+    return int.from_bytes(head[1 : 1 + width], "big"), 1 + width
 
 
 def _frame_spans(record: Value, indices: Sequence[int]) -> list[tuple[int, int]]:
@@ -223,7 +248,7 @@ def _frame_spans(record: Value, indices: Sequence[int]) -> list[tuple[int, int]]
             raise IndexError(f"frame {i} asked of a record of {count}")
     spans = []
     for i in range(max(indices, default=-1) + 1):
-        head = record[at:at + 5]
+        head = record[at : at + 5]
         if not head:
             raise ValueError(f"the record ends before frame {i} of {count}")
         tag = head[0]
@@ -231,7 +256,7 @@ def _frame_spans(record: Value, indices: Sequence[int]) -> list[tuple[int, int]]
         if width is None:
             raise ValueError(f"frame {i} is not a string of bytes (msgpack type 0x{tag:02x})")
         start = at + 1 + width
-        at = start + (int.from_bytes(head[1:1 + width], "big") if width else tag & 0x1F)
+        at = start + (int.from_bytes(head[1 : 1 + width], "big") if width else tag & 0x1F)
         if at > len(record):
             raise ValueError(f"the record ends within frame {i} of {count}")
         spans.append((start, at))

@@ -9,6 +9,7 @@ within some hundred steps. Motions go on throughout a video, and a mirror image 
 
 writes DIR/<Class>/v_<Class>_gGG_c01.avi (motion JPEG) and UCF-style lists DIR/{classInd,trainlist01,testlist01}.txt.
 """
+
 import os
 import shutil
 from collections.abc import Callable
@@ -138,13 +139,17 @@ def write_video(job: tuple[str, int], folder: Path, size: int, frames: int, seed
     name, number = job
     path = folder / video_name(name, number)
     rng = np.random.default_rng((seed, CLASSES.index(name), number))
-    writer = cv2.VideoWriter(str(path), cv2.CAP_OPENCV_MJPEG, cv2.VideoWriter_fourcc(*"MJPG"), FPS, (size, size))
+    writer = cv2.VideoWriter(
+        str(path), cv2.CAP_OPENCV_MJPEG, cv2.VideoWriter_fourcc(*"MJPG"), FPS, (size, size)
+    )
     if not writer.isOpened():
         raise UserError(f"cannot write {path}")
     for frame in render(rng, name, size, frames):
         writer.write(frame)
     writer.release()
-    if cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FRAME_COUNT) != frames:  # the writer itself never complains
+    if (
+        cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FRAME_COUNT) != frames
+    ):  # the writer itself never complains
         raise UserError(f"{path} could not be written whole: is the disk full?")
 
 
@@ -156,13 +161,20 @@ def write_footage(out: Path, videos: int, size: int, frames: int, seed: int, job
         (part / name).mkdir(parents=True)
     todo = [(name, number) for name in CLASSES for number in range(videos)]
     with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:  # OpenCV's threads do not survive a fork
-        work = pool.map(partial(write_video, folder=part, size=size, frames=frames, seed=seed), todo, chunksize=4)
+        work = pool.map(
+            partial(write_video, folder=part, size=size, frames=frames, seed=seed), todo, chunksize=4
+        )
         list(tqdm(work, "synthetic videos", len(todo), unit="video", disable=None))
     first_test = videos - max(1, videos // 5)
-    lists = {"classInd": [f"{i} {name}" for i, name in enumerate(CLASSES, 1)],
-             "trainlist01": [f"{video_name(name, number)} {CLASSES.index(name) + 1}"
-                             for name, number in todo if number < first_test],
-             "testlist01": [video_name(name, number) for name, number in todo if number >= first_test]}
+    lists = {
+        "classInd": [f"{i} {name}" for i, name in enumerate(CLASSES, 1)],
+        "trainlist01": [
+            f"{video_name(name, number)} {CLASSES.index(name) + 1}"
+            for name, number in todo
+            if number < first_test
+        ],
+        "testlist01": [video_name(name, number) for name, number in todo if number >= first_test],
+    }
     for name, lines in lists.items():
         (part / f"{name}.txt").write_text("\n".join(lines) + "\n")
     part.rename(out)
@@ -178,8 +190,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn")
     parser.add_argument("-j", "--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes")
     args = parser.parse_args(argv)
-    for option, least, most in (("videos", 2, 100000), ("size", 16, 2048), ("frames", 2, 100000), ("seed", 0, 2**63),
-                                ("jobs", 1, 1024)):
+    for option, least, most in (
+        ("videos", 2, 100000),
+        ("size", 16, 2048),
+        ("frames", 2, 100000),
+        ("seed", 0, 2**63),
+        ("jobs", 1, 1024),
+    ):
         if not least <= getattr(args, option) <= most:
             raise UserError(f"--{option} {getattr(args, option)}: choose {least} to {most}")
     if args.out.exists():

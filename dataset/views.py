@@ -5,6 +5,7 @@ resizes by the drawn box on the CPU, ``utils.augment`` applies the drawn augment
 Follows CoCLR's released augmentation (Han et al. 2020): every draw is made once per clip and holds for all its frames,
 but for the channel of the grey operation, which is drawn per frame.
 """
+
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,7 +83,11 @@ def draw_augmentation(rng: np.random.Generator, strength: str, seq_len: int) -> 
     if strength not in STRENGTHS:
         raise ValueError(f"strength {strength!r} is none of {', '.join(STRENGTHS)}")
     applied = {operation: rng.random() < p for operation, p in STRENGTHS[strength].items()}
-    factors = rng.uniform(JITTER_LOW, JITTER_HIGH).astype(np.float32) if applied["jitter"] else JITTER_IDENTITY.copy()
+    factors = (
+        rng.uniform(JITTER_LOW, JITTER_HIGH).astype(np.float32)
+        if applied["jitter"]
+        else JITTER_IDENTITY.copy()
+    )
     return {
         "jitter_order": rng.permutation(4) if applied["jitter"] else np.arange(4),
         "jitter_factors": factors,

@@ -1,4 +1,5 @@
 """All windows of every test video: each video decoded once for all its windows and spatial crops. Deterministic."""
+
 import os
 from collections.abc import Iterable
 
@@ -45,13 +46,17 @@ class WindowDataset(Dataset):
     "windows" int64 [W, T], indices into them; "broken", why the video cannot be read ("" normally; then F = 0).
     """
 
-    def __init__(self, videos: Videos, seq_len: int, ds: int, img_dim: int, crops: int = 1, middle_only: bool = False):
+    def __init__(
+        self, videos: Videos, seq_len: int, ds: int, img_dim: int, crops: int = 1, middle_only: bool = False
+    ):
         self.videos, self.seq_len, self.ds, self.img_dim, self.crops = videos, seq_len, ds, img_dim, crops
         self.spans: list[tuple[int, int, int]] = []  # (video, first window, end)
         for video, frames in enumerate(videos.frames):
             count = len(test_windows(int(frames), seq_len, ds))
             first, end = (count // 2, count // 2 + 1) if middle_only else (0, count)
-            self.spans += [(video, i, min(i + WINDOWS_PER_ITEM, end)) for i in range(first, end, WINDOWS_PER_ITEM)]
+            self.spans += [
+                (video, i, min(i + WINDOWS_PER_ITEM, end)) for i in range(first, end, WINDOWS_PER_ITEM)
+            ]
 
     def __len__(self) -> int:
         return len(self.spans)
@@ -63,12 +68,19 @@ class WindowDataset(Dataset):
         try:
             frames, broken = self._crops(video, needed), ""
         except BrokenVideo as error:
-            frames, broken = torch.empty(self.crops, 0, self.img_dim, self.img_dim, 3, dtype=torch.uint8), str(error)
-        return {"video": video, "frames": frames, "windows": torch.from_numpy(where.reshape(windows.shape)),
-                "broken": broken}
+            frames, broken = (
+                torch.empty(self.crops, 0, self.img_dim, self.img_dim, 3, dtype=torch.uint8),
+                str(error),
+            )
+        return {
+            "video": video,
+            "frames": frames,
+            "windows": torch.from_numpy(where.reshape(windows.shape)),
+            "broken": broken,
+        }
 
     def _crops(self, video: int, needed: np.ndarray) -> Tensor:
-        (stream, store), = self.videos.stores.items()
+        ((stream, store),) = self.videos.stores.items()
         jpegs = store.read_frames(int(self.videos.positions[stream][video]), needed.tolist())
         frames = torch.empty(self.crops, len(jpegs), self.img_dim, self.img_dim, 3, dtype=torch.uint8)
         try:
@@ -80,10 +92,17 @@ class WindowDataset(Dataset):
         return frames
 
 
-def window_loader(dataset: WindowDataset, workers: int, rank: int, world_size: int,
-                  device: torch.device) -> Iterable[Item]:
+def window_loader(
+    dataset: WindowDataset, workers: int, rank: int, world_size: int, device: torch.device
+) -> Iterable[Item]:
     """Every ``world_size``-th item from ``rank`` on, one at a time: together the ranks see each item once."""
     share = range(rank, len(dataset), world_size)
     workers = min(workers, len(os.sched_getaffinity(0)), len(share))
-    return DataLoader(dataset, batch_size=None, sampler=share, num_workers=workers,
-                      pin_memory=device.type == "cuda", worker_init_fn=start_worker)
+    return DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=share,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        worker_init_fn=start_worker,
+    )

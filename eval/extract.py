@@ -1,4 +1,5 @@
 """Network outputs averaged over the windows and crops of each video: windows of many videos share a forward batch."""
+
 import collections
 import copy
 import itertools
@@ -37,8 +38,9 @@ def views_of(crops: str) -> dict[str, list[int]]:
     return {"center": [8], "five": list(range(0, 10, 2)), "ten": list(range(10))}
 
 
-def packed(items: Iterable[Item], mirrored: Sequence[bool], batch_size: int,
-           device: torch.device) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+def packed(
+    items: Iterable[Item], mirrored: Sequence[bool], batch_size: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """Batches of exactly ``batch_size`` windows (the last has the rest), across videos, crops and mirror images.
 
     Yields clips uint8 [n, T, S, S, 3] on the device, and flip bool, video int64 and view int64, [n] each, on the CPU.
@@ -51,9 +53,11 @@ def packed(items: Iterable[Item], mirrored: Sequence[bool], batch_size: int,
         for view, (crop, flip) in enumerate(views):
             start = 0
             while start < len(item["windows"]):
-                windows = item["windows"][start:start + room]  # [w, T]
+                windows = item["windows"][start : start + room]  # [w, T]
                 clips = frames[crop][windows.to(device, non_blocking=True)]  # [w, T, S, S, 3]
-                parts.append((clips, *(torch.full((len(windows),), value) for value in (flip, item["video"], view))))
+                parts.append(
+                    (clips, *(torch.full((len(windows),), value) for value in (flip, item["video"], view)))
+                )
                 start, room = start + len(windows), room - len(windows)
                 if room == 0:
                     yield tuple(map(torch.cat, zip(*parts, strict=True)))
@@ -65,8 +69,13 @@ def packed(items: Iterable[Item], mirrored: Sequence[bool], batch_size: int,
 def normalised(clips: Tensor, flip: Tensor, channels_last: bool) -> Tensor:
     """uint8 [n, T, S, S, 3] -> network input [n, 3, T, S, S], mirrored where ``flip`` [n] says so."""
     n, t = clips.shape[:2]
-    draws = {"jitter_order": torch.arange(4).expand(n, 4), "jitter_factors": torch.tensor(JITTER_IDENTITY).expand(n, 4),
-             "grey_channel": torch.full((n, t), -1), "blur_sigma": torch.zeros(n), "flip": flip}
+    draws = {
+        "jitter_order": torch.arange(4).expand(n, 4),
+        "jitter_factors": torch.tensor(JITTER_IDENTITY).expand(n, 4),
+        "grey_channel": torch.full((n, t), -1),
+        "blur_sigma": torch.zeros(n),
+        "flip": flip,
+    }
     return augment(clips, draws, channels_last)
 
 
@@ -82,7 +91,9 @@ def folded(network: nn.Module) -> nn.Module:
     return network
 
 
-def in_threads(work: Callable[[Any], Any], arguments: Iterable[Any], threads: int) -> Iterator[tuple[Any, Any]]:
+def in_threads(
+    work: Callable[[Any], Any], arguments: Iterable[Any], threads: int
+) -> Iterator[tuple[Any, Any]]:
     """Each argument and ``work`` of it, in order; ``threads`` threads work, each on one core, none if that is 1."""
     if threads == 1:
         yield from ((argument, work(argument)) for argument in arguments)
@@ -103,9 +114,17 @@ def in_threads(work: Callable[[Any], Any], arguments: Iterable[Any], threads: in
 
 
 @torch.no_grad()
-def average_over_windows(network: Callable[[Tensor], Tensor], size: int, dataset: WindowDataset,
-                         views: dict[str, list[int]], world: World, batch_size: int, workers: int = 0,
-                         precision: str = "fp32", channels_last: bool = False) -> tuple[dict[str, Tensor], Tensor]:
+def average_over_windows(
+    network: Callable[[Tensor], Tensor],
+    size: int,
+    dataset: WindowDataset,
+    views: dict[str, list[int]],
+    world: World,
+    batch_size: int,
+    workers: int = 0,
+    precision: str = "fp32",
+    channels_last: bool = False,
+) -> tuple[dict[str, Tensor], Tensor]:
     """Mean output of ``network`` over all windows of each video and over the views of each result.
 
     Args:
@@ -118,7 +137,9 @@ def average_over_windows(network: Callable[[Tensor], Tensor], size: int, dataset
     """
     device = world.device
     mirrored = (False, True) if max(map(max, views.values())) >= dataset.crops else (False,)
-    sums = torch.zeros(dataset.crops * len(mirrored), len(dataset.videos), size, dtype=torch.float64, device=device)
+    sums = torch.zeros(
+        dataset.crops * len(mirrored), len(dataset.videos), size, dtype=torch.float64, device=device
+    )
     windows = torch.zeros(len(dataset.videos), dtype=torch.float64)
 
     def counted() -> Iterator[Item]:
@@ -149,6 +170,8 @@ def average_over_windows(network: Callable[[Tensor], Tensor], size: int, dataset
         dist.all_reduce(sums)
         dist.all_reduce(windows)
     readable = windows.isfinite()
-    means = {name: (sums[chosen].sum(dim=0) / (windows[:, None] * len(chosen))).float().cpu()
-             for name, chosen in views.items()}
+    means = {
+        name: (sums[chosen].sum(dim=0) / (windows[:, None] * len(chosen))).float().cpu()
+        for name, chosen in views.items()
+    }
     return means, readable.cpu()

@@ -1,4 +1,5 @@
 """Linear probe on saved features: one linear layer, trained in seconds. Run main_classifier.py --retrieval before."""
+
 import logging
 import sys
 from pathlib import Path
@@ -27,8 +28,12 @@ def make_parser() -> Parser:
     add_feature_options(parser)
     parser.add_argument("--batch_size", type=positive_int, default=1024, help="features per step")
     parser.add_argument("--epochs", type=positive_int, default=100, help="epochs in all")
-    parser.add_argument("--eval_freq", type=positive_int, default=5, help="epochs between tests; the last is tested")
-    parser.add_argument("--schedule", type=int, nargs="*", default=[60, 80], help="epochs that drop the rate to 1/10")
+    parser.add_argument(
+        "--eval_freq", type=positive_int, default=5, help="epochs between tests; the last is tested"
+    )
+    parser.add_argument(
+        "--schedule", type=int, nargs="*", default=[60, 80], help="epochs that drop the rate to 1/10"
+    )
     parser.add_argument("--lr", type=float, default=1.0, help="learning rate at the start")
     parser.add_argument("--wd", type=float, default=1e-3, help="weight decay")
     parser.add_argument("--normalize", action="store_true", help="L2-normalise the features")
@@ -61,7 +66,9 @@ def probe(args, train: Features, test: Features) -> dict[str, float]:
             loss.backward()
             optimizer.step()
         if not loss.isfinite():
-            raise UserError(f"loss is {loss.item()} in epoch {epoch}; lower --lr {args.lr} or give --normalize")
+            raise UserError(
+                f"loss is {loss.item()} in epoch {epoch}; lower --lr {args.lr} or give --normalize"
+            )
         if (epoch + 1) % args.eval_freq == 0 or epoch == args.epochs - 1:
             with torch.no_grad():
                 last = accuracies(model.eval()(test_x), test.labels)
@@ -79,20 +86,38 @@ def main(argv: list[str] | None = None) -> None:
     folder = find_folder(args.test, args.dirname, args.dataset)
     train, test = (load_features(folder, args.dataset, part) for part in PARTS)
     if train.features.shape[1] != test.features.shape[1]:
-        raise UserError(f"{folder}: training features have {train.features.shape[1]} entries, test features "
-                        f"{test.features.shape[1]}; make them anew by --retrieval")
+        raise UserError(
+            f"{folder}: training features have {train.features.shape[1]} entries, test features "
+            f"{test.features.shape[1]}; make them anew by --retrieval"
+        )
     numbers = probe(args, train, test)
-    log.info("%s, %d test videos: last epoch: top1 %.2f, top5 %.2f (best epoch by test accuracy: %d, top1 %.2f)",
-             folder, len(test.labels), numbers["top1"], numbers["top5"], numbers["best_epoch"],
-             numbers["best_epoch_top1"])
-    settings = {key: getattr(args, key) for key in ("lr", "wd", "epochs", "schedule", "batch_size", "normalize",
-                                                    "final_bn", "seed")}
+    log.info(
+        "%s, %d test videos: last epoch: top1 %.2f, top5 %.2f (best epoch by test accuracy: %d, top1 %.2f)",
+        folder,
+        len(test.labels),
+        numbers["top1"],
+        numbers["top5"],
+        numbers["best_epoch"],
+        numbers["best_epoch_top1"],
+    )
+    settings = {
+        key: getattr(args, key)
+        for key in ("lr", "wd", "epochs", "schedule", "batch_size", "normalize", "final_bn", "seed")
+    }
     made_from = read_provenance(folder, args.dataset)
     name = parse_name(args.dataset)
     known = {key: made_from.get(key) for key in ("split", "epoch", "origin")}
-    append_record(args.results, what="feature probe", dataset=name.base, stream=name.streams[0], **known,
-                  checkpoint=made_from.get("checkpoint", str(folder)), videos=len(test.labels),
-                  settings=settings | {"features": made_from.get("settings")}, numbers=numbers)
+    append_record(
+        args.results,
+        what="feature probe",
+        dataset=name.base,
+        stream=name.streams[0],
+        **known,
+        checkpoint=made_from.get("checkpoint", str(folder)),
+        videos=len(test.labels),
+        settings=settings | {"features": made_from.get("settings")},
+        numbers=numbers,
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 """Features of videos on disk: {dataset}_{train,test}_{feature,label}.pth.tar, names as JSON, and what made them."""
+
 import hashlib
 import json
 import logging
@@ -31,8 +32,12 @@ def provenance(checkpoint: Path, videos: dict[str, Videos], record: dict[str, An
     """What features are made from: the ``record`` of the evaluation, digests of the checkpoint and of the videos."""
     made_from = {**record, "sha256": digest(checkpoint)}
     for part, chosen in videos.items():
-        content = [chosen.names, chosen.frames.tolist(), chosen.labels.tolist(),
-                   [store.path for store in chosen.stores.values()]]
+        content = [
+            chosen.names,
+            chosen.frames.tolist(),
+            chosen.labels.tolist(),
+            [store.path for store in chosen.stores.values()],
+        ]
         made_from[f"{part}_videos"] = hashlib.sha256(json.dumps(content).encode()).hexdigest()
     return made_from
 
@@ -69,15 +74,22 @@ def made_from_the_same(folder: Path, dataset: str, made_from: dict[str, Any]) ->
     saved = read_provenance(folder, dataset)
     differing = [key for key, value in made_from.items() if key != "checkpoint" and saved.get(key) != value]
     if differing and saved:
-        log.info("the features in %s were made from something else (%s differs); making them anew", folder,
-                 ", ".join(differing))
+        log.info(
+            "the features in %s were made from something else (%s differs); making them anew",
+            folder,
+            ", ".join(differing),
+        )
     return not differing
 
 
 def add_feature_options(parser: Parser) -> None:
     """Where saved features lie, see ``find_folder``."""
-    parser.add_argument("--test", required=True, metavar="DIR|CKPT",
-                        help="feature folder, or the checkpoint beside which it lies")
+    parser.add_argument(
+        "--test",
+        required=True,
+        metavar="DIR|CKPT",
+        help="feature folder, or the checkpoint beside which it lies",
+    )
     parser.add_argument("--dirname", default="feature", help="name of the feature folder beside a checkpoint")
     parser.add_argument("--dataset", default="ucf101", help="dataset of the features, NAME[-f]")
 
@@ -89,14 +101,20 @@ def find_folder(test: str, dirname: str, dataset: str) -> Path:
     """
     path = Path(test)
     folders = [path.parent / dirname] if path.is_file() else [path, path / dirname]
-    folder = next((folder for folder in folders if (folder / f"{dataset}_test_feature.pth.tar").is_file()), None)
+    folder = next(
+        (folder for folder in folders if (folder / f"{dataset}_test_feature.pth.tar").is_file()), None
+    )
     if folder is None:
-        raise UserError(f"no features of {dataset} in {folders[0]}; make them by "
-                        f"'python main_classifier.py --dataset {dataset} --test CKPT --retrieval'")
+        raise UserError(
+            f"no features of {dataset} in {folders[0]}; make them by "
+            f"'python main_classifier.py --dataset {dataset} --test CKPT --retrieval'"
+        )
     saved = read_provenance(folder, dataset)
     if path.is_file() and saved.get("sha256") != digest(path):
-        raise UserError(f"the features in {folder} are of another checkpoint ({saved.get('checkpoint', 'unknown')}), "
-                        f"not of {path}; make them anew by main_classifier.py --test {path} --retrieval")
+        raise UserError(
+            f"the features in {folder} are of another checkpoint ({saved.get('checkpoint', 'unknown')}), "
+            f"not of {path}; make them anew by main_classifier.py --test {path} --retrieval"
+        )
     return folder
 
 
@@ -116,6 +134,8 @@ def load_features(folder: Path, dataset: str, part: str) -> Features:
     names = read_json(names_path) if names_path.is_file() else None
     lengths = {len(labels)} | ({len(names)} if isinstance(names, list) else set())
     if features.dim() != 2 or lengths != {len(features)} or not len(features):
-        raise UserError(f"{path}: features of shape {list(features.shape)} do not fit {len(labels)} labels"
-                        f"{'' if names is None else f' and the names in {names_path}'}; make them anew by --retrieval")
+        raise UserError(
+            f"{path}: features of shape {list(features.shape)} do not fit {len(labels)} labels"
+            f"{'' if names is None else f' and the names in {names_path}'}; make them anew by --retrieval"
+        )
     return Features(features, labels, names)

@@ -1,4 +1,5 @@
 """Merge RGB and flow: mean of class probabilities (--mode c), or sum of similarities for retrieval (--mode s)."""
+
 import logging
 import math
 import sys
@@ -27,11 +28,15 @@ Probabilities = dict[str, dict[str, Any]]
 
 def make_parser() -> Parser:
     parser = Parser(__doc__)
-    parser.add_argument("--prob1", required=True, help="RGB: JSON of class probabilities (c), or feature folder (s)")
+    parser.add_argument(
+        "--prob1", required=True, help="RGB: JSON of class probabilities (c), or feature folder (s)"
+    )
     parser.add_argument("--prob2", required=True, help="flow: the same")
     parser.add_argument("--dataset", default="ucf101", help="dataset that both were made of")
     parser.add_argument("--mode", default="c", choices=["c", "s"], help="c: classification; s: retrieval")
-    parser.add_argument("--dirname", default="feature", help="name of the feature folder beside a checkpoint (s)")
+    parser.add_argument(
+        "--dirname", default="feature", help="name of the feature folder beside a checkpoint (s)"
+    )
     parser.add_argument("--results", default="results.jsonl", help="file that gets a record")
     return parser
 
@@ -39,15 +44,26 @@ def make_parser() -> Parser:
 def read_probabilities(path: str, dataset: str) -> Probabilities:
     """{video: {"mean_prob": [...], ...}} of a JSON file; UserError where it is anything else or of another dataset."""
     if Path(path).is_dir():
-        raise UserError(f"{path} is a folder; --mode c takes a ...-prob-ten.json, --mode s takes feature folders")
+        raise UserError(
+            f"{path} is a folder; --mode c takes a ...-prob-ten.json, --mode s takes feature folders"
+        )
     videos = read_json(path)
     entries = list(videos.values()) if isinstance(videos, dict) else []
-    lengths = {len(entry["mean_prob"]) if isinstance(entry, dict) and isinstance(entry.get("mean_prob"), list) else 0
-               for entry in entries}
-    if len(lengths) != 1 or lengths == {0} or not all(
-            isinstance(p, int | float) and math.isfinite(p) for entry in entries for p in entry["mean_prob"]):
-        raise UserError(f'{path} should be {{video: {{"mean_prob": [...]}}}} with as many numbers for every video; '
-                        "make it anew by main_classifier.py --test CKPT --ten_crop")
+    lengths = {
+        len(entry["mean_prob"]) if isinstance(entry, dict) and isinstance(entry.get("mean_prob"), list) else 0
+        for entry in entries
+    }
+    if (
+        len(lengths) != 1
+        or lengths == {0}
+        or not all(
+            isinstance(p, int | float) and math.isfinite(p) for entry in entries for p in entry["mean_prob"]
+        )
+    ):
+        raise UserError(
+            f'{path} should be {{video: {{"mean_prob": [...]}}}} with as many numbers for every video; '
+            "make it anew by main_classifier.py --test CKPT --ten_crop"
+        )
     made_of = {entry.get("dataset", dataset) for entry in entries}
     if made_of != {dataset}:
         raise UserError(f"{path} was made of {', '.join(sorted(map(str, made_of)))}, --dataset is {dataset}")
@@ -59,10 +75,18 @@ def common_names(first: list[str], second: list[str], paths: tuple[str, str]) ->
     there = set(second)
     common = [name for name in first if name in there]
     if not common:
-        raise UserError(f"{paths[0]} and {paths[1]} have no video in common ({first[0]} there, {second[0]} here); "
-                        "are they of one dataset and split?")
-    log.info("%d videos in both; %s lacks %d, %s lacks %d", len(common), paths[0], len(there - set(first)),
-             paths[1], len(set(first) - there))
+        raise UserError(
+            f"{paths[0]} and {paths[1]} have no video in common ({first[0]} there, {second[0]} here); "
+            "are they of one dataset and split?"
+        )
+    log.info(
+        "%d videos in both; %s lacks %d, %s lacks %d",
+        len(common),
+        paths[0],
+        len(there - set(first)),
+        paths[1],
+        len(set(first) - there),
+    )
     return common
 
 
@@ -72,8 +96,10 @@ def labels_of(names: list[str], probabilities: Probabilities, classes: int, path
         return torch.tensor([probabilities[name]["label"] for name in names])
     order = class_order(probabilities)
     if len(order) != classes:
-        raise UserError(f"{path} has probabilities of {classes} classes, but its videos are of {len(order)}, so the "
-                        "labels are unknown; make it anew by main_classifier.py")
+        raise UserError(
+            f"{path} has probabilities of {classes} classes, but its videos are of {len(order)}, so the "
+            "labels are unknown; make it anew by main_classifier.py"
+        )
     return torch.tensor([order.index(class_of(name)) for name in names])
 
 
@@ -81,17 +107,24 @@ def merge_classification(paths: tuple[str, str], dataset: str) -> tuple[dict[str
     """Top-1 and top-5 in percent of the mean probabilities, and of each stream, over the common videos."""
     first, second = (read_probabilities(path, dataset) for path in paths)
     names = common_names(list(first), list(second), paths)
-    p1, p2 = (torch.tensor([videos[name]["mean_prob"] for name in names], dtype=torch.float64)
-              for videos in (first, second))
+    p1, p2 = (
+        torch.tensor([videos[name]["mean_prob"] for name in names], dtype=torch.float64)
+        for videos in (first, second)
+    )
     if p1.shape != p2.shape:
-        raise UserError(f"{paths[0]} has probabilities of {p1.shape[1]} classes, {paths[1]} of {p2.shape[1]}; they are "
-                        "of different datasets")
+        raise UserError(
+            f"{paths[0]} has probabilities of {p1.shape[1]} classes, {paths[1]} of {p2.shape[1]}; they are "
+            "of different datasets"
+        )
     labels = labels_of(names, first, p1.shape[1], paths[0])
     if not torch.equal(labels, labels_of(names, second, p1.shape[1], paths[1])):
         raise UserError(f"{paths[0]} and {paths[1]} give the same videos different labels; make them anew")
     merged = {"": (p1 + p2) / 2, "first_": p1, "second_": p2}
-    return {f"{prefix}{name}": value for prefix, probabilities in merged.items()
-            for name, value in accuracies(probabilities, labels).items()}, len(names)
+    return {
+        f"{prefix}{name}": value
+        for prefix, probabilities in merged.items()
+        for name, value in accuracies(probabilities, labels).items()
+    }, len(names)
 
 
 def restrict(features: Features, names: list[str]) -> Features:
@@ -104,11 +137,15 @@ def merge_retrieval(folders: tuple[Path, Path], datasets: tuple[str, str]) -> tu
     """R@k of the summed similarities over the videos both streams have, in each part."""
     streams: dict[str, list[Features]] = {}
     for part in PARTS:
-        pair = [load_features(folder, dataset, part) for folder, dataset in zip(folders, datasets, strict=True)]
+        pair = [
+            load_features(folder, dataset, part) for folder, dataset in zip(folders, datasets, strict=True)
+        ]
         if any(features.names is None for features in pair):  # the original's: aligned, if anything
             if not torch.equal(pair[0].labels, pair[1].labels):
-                raise UserError(f"the {part} features in {folders[0]} and {folders[1]} come without names and have "
-                                "different labels; make them anew by --retrieval")
+                raise UserError(
+                    f"the {part} features in {folders[0]} and {folders[1]} come without names and have "
+                    "different labels; make them anew by --retrieval"
+                )
         else:
             names = common_names(pair[0].names, pair[1].names, tuple(f"{f} ({part})" for f in folders))
             pair = [restrict(features, names) for features in pair]
@@ -142,20 +179,35 @@ def main(argv: list[str] | None = None) -> None:
         made_by = [record_of(args.results, path) for path in (args.prob1, args.prob2)]
     else:
         names = (base, f"{base}-f")
-        folders, datasets = zip(folder_of(args.prob1, args.dirname, names),
-                                folder_of(args.prob2, args.dirname, names[::-1]), strict=True)
+        folders, datasets = zip(
+            folder_of(args.prob1, args.dirname, names),
+            folder_of(args.prob2, args.dirname, names[::-1]),
+            strict=True,
+        )
         numbers, videos = merge_retrieval(folders, datasets)
-        made_by = [read_provenance(folder, dataset) for folder, dataset in zip(folders, datasets, strict=True)]
+        made_by = [
+            read_provenance(folder, dataset) for folder, dataset in zip(folders, datasets, strict=True)
+        ]
     log.info("%s, two streams, %d videos: %s", base, videos, as_text(numbers))
     first = made_by[0]
     origins = [by.get("origin") or {} for by in made_by]
     methods = list(dict.fromkeys(origin.get("method", "unknown") for origin in origins))
-    append_record(args.results, what="retrieval" if args.mode == "s" else first.get("what", "two-stream"),
-                  crops=first.get("crops"), dataset=base, split=first.get("split"), stream="rgb+flow",
-                  checkpoint=" + ".join(by.get("checkpoint", path) for by, path in
-                                        zip(made_by, (args.prob1, args.prob2), strict=True)),
-                  epoch=first.get("epoch"), origin=origins[0] | {"method": " + ".join(methods)},
-                  settings={"mode": args.mode}, videos=videos, numbers=numbers)
+    append_record(
+        args.results,
+        what="retrieval" if args.mode == "s" else first.get("what", "two-stream"),
+        crops=first.get("crops"),
+        dataset=base,
+        split=first.get("split"),
+        stream="rgb+flow",
+        checkpoint=" + ".join(
+            by.get("checkpoint", path) for by, path in zip(made_by, (args.prob1, args.prob2), strict=True)
+        ),
+        epoch=first.get("epoch"),
+        origin=origins[0] | {"method": " + ".join(methods)},
+        settings={"mode": args.mode},
+        videos=videos,
+        numbers=numbers,
+    )
 
 
 if __name__ == "__main__":

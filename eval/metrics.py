@@ -1,4 +1,5 @@
 """Accuracies and nearest-neighbour retrieval, in percent."""
+
 from collections.abc import Sequence
 
 import torch
@@ -30,13 +31,16 @@ def nearest(queries: Sequence[Tensor], gallery: Sequence[Tensor], k: int) -> Ten
     queries, gallery = [centred(f) for f in queries], [centred(f) for f in gallery]
     found = []
     for start in range(0, len(queries[0]), QUERIES_AT_ONCE):
-        similarity = sum(q[start:start + QUERIES_AT_ONCE] @ g.T for q, g in zip(queries, gallery, strict=True))
+        similarity = sum(
+            q[start : start + QUERIES_AT_ONCE] @ g.T for q, g in zip(queries, gallery, strict=True)
+        )
         found.append(similarity.topk(min(k, similarity.shape[1]), dim=1).indices)
     return torch.cat(found)
 
 
-def recall_at(neighbours: Tensor, query_labels: Tensor, gallery_labels: Tensor,
-              ks: Sequence[int] = KS) -> dict[str, float]:
+def recall_at(
+    neighbours: Tensor, query_labels: Tensor, gallery_labels: Tensor, ks: Sequence[int] = KS
+) -> dict[str, float]:
     """R@k in percent: the share of queries with their own class among the first k ``neighbours`` [Q, max(ks)]."""
     hits = (gallery_labels[neighbours] == query_labels[:, None]).cummax(dim=1).values  # [Q, k]
     return {f"R@{k}": 100 * hits[:, min(k, hits.shape[1]) - 1].double().mean().item() for k in ks}

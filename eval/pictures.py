@@ -1,4 +1,5 @@
 """Pictures of results: retrieval gallery (HTML, PNG), R@k curve, confusion matrix, bars of all stages (PNG)."""
+
 import base64
 import html
 import io
@@ -64,9 +65,11 @@ def _gallery_png(found: Found, where: Where) -> bytes:
     figure = new_figure(1.6 * columns, 1.5 * len(found) + 0.3)
     grid = figure.subplots(len(found), columns, squeeze=False)
     for axes, (query, neighbours) in zip(grid, found, strict=True):
-        for ax in axes[1 + len(neighbours):]:
+        for ax in axes[1 + len(neighbours) :]:
             ax.set_axis_off()
-        for ax, part, name in zip(axes, ["test", *["train"] * len(neighbours)], [query, *neighbours], strict=False):
+        for ax, part, name in zip(
+            axes, ["test", *["train"] * len(neighbours)], [query, *neighbours], strict=False
+        ):
             colour = "black" if part == "test" else RIGHT if class_of(name) == class_of(query) else WRONG
             ax.imshow(moments(*where[part][name], 1)[0])
             ax.set(xticks=[], yticks=[])
@@ -82,18 +85,26 @@ def _gallery_html(found: Found, where: Where) -> str:
         strip = np.concatenate(moments(*where[part][name], MOMENTS), axis=1)
         jpeg = cv2.imencode(".jpg", strip[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes()
         width = strip.shape[1] // MOMENTS
-        return (f'<figure class="{kind}" style="width:{width}px"><div role="img" aria-label="{html.escape(name)}" '
-                f'style="--shift:-{strip.shape[1]}px;background-image:url(data:image/jpeg;base64,'
-                f'{base64.b64encode(jpeg).decode()})"></div><figcaption title="{html.escape(name)}">'
-                f"{html.escape(class_of(name))}</figcaption></figure>")
+        return (
+            f'<figure class="{kind}" style="width:{width}px"><div role="img" aria-label="{html.escape(name)}" '
+            f'style="--shift:-{strip.shape[1]}px;background-image:url(data:image/jpeg;base64,'
+            f'{base64.b64encode(jpeg).decode()})"></div><figcaption title="{html.escape(name)}">'
+            f"{html.escape(class_of(name))}</figcaption></figure>"
+        )
 
     rows, right, total = [], 0, 0
     for query, neighbours in found:
         same = [class_of(name) == class_of(query) for name in neighbours]
         right, total = right + sum(same), total + len(same)
-        rows.append("<section>" + cell("test", query, "query") + "".join(
-            cell("train", name, "right" if ok else "wrong") for name, ok in zip(neighbours, same, strict=True))
-            + "</section>")
+        rows.append(
+            "<section>"
+            + cell("test", query, "query")
+            + "".join(
+                cell("train", name, "right" if ok else "wrong")
+                for name, ok in zip(neighbours, same, strict=True)
+            )
+            + "</section>"
+        )
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>Retrieval</title><style>
 body {{ font: 14px sans-serif; margin: 2em; color: #222 }}
@@ -120,8 +131,13 @@ def recall_curve(curves: Mapping[str, Sequence[float]]) -> bytes:
     for name, values in curves.items():
         ax.plot(range(1, len(values) + 1), values, linewidth=2, label=f"{name}: R@1 {values[0]:.1f}")
     longest = max(map(len, curves.values()))
-    ax.set(xlabel="k", ylabel="R@k (%)", ylim=(0, 101), xlim=(1, max(longest, 2)),
-           xticks=[k for k in (1, 5, 10, 20, 30, 40, 50) if k <= longest])
+    ax.set(
+        xlabel="k",
+        ylabel="R@k (%)",
+        ylim=(0, 101),
+        xlim=(1, max(longest, 2)),
+        xticks=[k for k in (1, 5, 10, 20, 30, 40, 50) if k <= longest],
+    )
     ax.grid(alpha=0.4)
     ax.legend(loc="lower right")
     return png(figure)
@@ -130,7 +146,7 @@ def recall_curve(curves: Mapping[str, Sequence[float]]) -> bytes:
 def confusion_matrix(truth: Sequence[int], predicted: Sequence[int], classes: int) -> np.ndarray:
     """Counts [classes, classes]: rows are true classes, columns predicted ones."""
     cells = np.asarray(truth) * classes + np.asarray(predicted)
-    return np.bincount(cells, minlength=classes ** 2).reshape(classes, classes)
+    return np.bincount(cells, minlength=classes**2).reshape(classes, classes)
 
 
 def confusion_picture(counts: np.ndarray, classes: Sequence[str]) -> bytes:
@@ -145,7 +161,9 @@ def confusion_picture(counts: np.ndarray, classes: Sequence[str]) -> bytes:
     ax.set_yticks(range(n), classes, fontsize=min(60 * cell, 9))
     ax.set(xlabel="predicted class", ylabel="true class", title=f"{np.trace(counts)} of {counts.sum()} right")
     for i, j in zip(*counts.nonzero(), strict=True) if n <= 20 else ():
-        ax.text(j, i, counts[i, j], ha="center", va="center", color="white" if shares[i, j] > 0.5 else "black")
+        ax.text(
+            j, i, counts[i, j], ha="center", va="center", color="white" if shares[i, j] > 0.5 else "black"
+        )
     return png(figure)
 
 
@@ -155,13 +173,17 @@ def stage_chart(panels: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]
     Whiskers are standard deviations, dots single values; one panel below the other.
     """
     figure = new_figure(max(1.5 * max(map(len, panels.values())) + 1.5, 5), 3.6 * len(panels))
-    for ax, (title, stages) in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels.items(), strict=True):
+    for ax, (title, stages) in zip(
+        figure.subplots(len(panels), squeeze=False)[:, 0], panels.items(), strict=True
+    ):
         streams = list(dict.fromkeys(stream for bars in stages.values() for stream in bars))
         for number, bars in enumerate(stages.values()):
             for offset, (stream, values) in enumerate(bars.items()):
                 x, mean = number + 0.26 * (offset - (len(bars) - 1) / 2), statistics.fmean(values)
                 spread = statistics.stdev(values) if len(values) > 1 else None
-                bar = ax.bar(x, mean, 0.24, yerr=spread, capsize=4, color=f"C{streams.index(stream)}", label=stream)
+                bar = ax.bar(
+                    x, mean, 0.24, yerr=spread, capsize=4, color=f"C{streams.index(stream)}", label=stream
+                )
                 ax.bar_label(bar, fmt="%.1f", padding=3, fontsize=8)
                 if len(values) > 1:
                     ax.scatter([x] * len(values), values, s=9, color="black", alpha=0.5, zorder=3)

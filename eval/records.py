@@ -1,4 +1,5 @@
 """Files of evaluation: results.jsonl, JSON, and whole files written beside their place and renamed."""
+
 import fcntl
 import json
 import os
@@ -18,7 +19,9 @@ def write_file(path: str | Path, content: bytes | str) -> Path:
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error.strerror}; mend the folder or choose another place") from error
+        raise UserError(
+            f"cannot write {path}: {error.strerror}; mend the folder or choose another place"
+        ) from error
     return path
 
 
@@ -39,7 +42,9 @@ def append_record(path: str | Path, **entries: Any) -> None:
             fcntl.flock(file, fcntl.LOCK_EX)
             file.write(json.dumps(entries) + "\n")
     except OSError as error:
-        raise UserError(f"cannot append to {path}: {error.strerror}; choose another place by --results") from error
+        raise UserError(
+            f"cannot append to {path}: {error.strerror}; choose another place by --results"
+        ) from error
 
 
 def read_records(path: str | Path) -> list[dict[str, Any]]:
@@ -47,7 +52,9 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {error}; evaluations write it, see main_classifier.py --test") from error
+        raise UserError(
+            f"cannot read {path}: {error}; evaluations write it, see main_classifier.py --test"
+        ) from error
     records = []
     for number, line in enumerate(lines, 1):
         try:
@@ -55,6 +62,8 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
             if not isinstance(record["what"], str) or not isinstance(record["numbers"], dict):
                 raise ValueError("'what' or 'numbers' is of another type")
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise UserError(f"{path}, line {number} is corrupt: {str(error)[:100]}; remove that line") from error
+            raise UserError(
+                f"{path}, line {number} is corrupt: {str(error)[:100]}; remove that line"
+            ) from error
         records.append(record)
     return records

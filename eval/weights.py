@@ -1,4 +1,5 @@
 """What a checkpoint, ours or the original's, holds for evaluation: a backbone, a classifier, and where it came from."""
+
 import hashlib
 import itertools
 import re
@@ -38,21 +39,32 @@ def check_classes(checkpoint: Checkpoint, classes: list[str], path: str | Path) 
     state = checkpoint["state_dict"]
     number = next(len(value) for key, value in state.items() if re.fullmatch(r"final_fc\.\d\.weight", key))
     if number != len(classes):
-        raise UserError(f"{path} tells {number} classes apart, the dataset has {len(classes)}; check --dataset")
+        raise UserError(
+            f"{path} tells {number} classes apart, the dataset has {len(classes)}; check --dataset"
+        )
     saved = checkpoint.get("classes", classes)  # the original's checkpoints have none
     if list(saved) != classes:
         known, own = next((a, b) for a, b in itertools.zip_longest(saved, classes) if a != b)
-        raise UserError(f"{path} was trained on other classes: {known!r} stands where the dataset has {own!r}; "
-                        "check --dataset and its classes.txt")
+        raise UserError(
+            f"{path} was trained on other classes: {known!r} stands where the dataset has {own!r}; "
+            "check --dataset and its classes.txt"
+        )
 
 
-def load_classifier(checkpoint: Checkpoint, network: str, classes: list[str], path: str | Path) -> LinearClassifier:
+def load_classifier(
+    checkpoint: Checkpoint, network: str, classes: list[str], path: str | Path
+) -> LinearClassifier:
     """The classifier of a checkpoint; whether it is a linear probe (L2-norm, no dropout) follows from its keys."""
     check_classes(checkpoint, classes, path)
     state = checkpoint["state_dict"]
     probe = "final_fc.0.weight" in state
-    model = LinearClassifier(len(classes), network, use_dropout=not probe, use_l2_norm=probe,
-                             use_final_bn="final_bn.weight" in state)
+    model = LinearClassifier(
+        len(classes),
+        network,
+        use_dropout=not probe,
+        use_l2_norm=probe,
+        use_final_bn="final_bn.weight" in state,
+    )
     load_state(model, state, path)
     return model
 
@@ -68,10 +80,15 @@ def origin(checkpoint: Checkpoint, path: str | Path) -> dict[str, Any]:
     dataset = options.get("dataset")
     named = re.search(r"ucf101|k400", Path(path).name)  # the released files say it in their names
     method = describe(checkpoint["state_dict"]).removeprefix("an ").split()[0]
-    cycle = re.search(r"cycle(\d+)", options.get("name_prefix", ""), re.IGNORECASE) if method == "CoCLR" else None
-    return {"method": method,
-            "pretrained_on": parse_name(dataset).base if dataset else named[0] if named else "unknown",
-            "pretrain_epoch": int(checkpoint.get("epoch", -1)), **({"cycle": int(cycle[1])} if cycle else {})}
+    cycle = (
+        re.search(r"cycle(\d+)", options.get("name_prefix", ""), re.IGNORECASE) if method == "CoCLR" else None
+    )
+    return {
+        "method": method,
+        "pretrained_on": parse_name(dataset).base if dataset else named[0] if named else "unknown",
+        "pretrain_epoch": int(checkpoint.get("epoch", -1)),
+        **({"cycle": int(cycle[1])} if cycle else {}),
+    }
 
 
 def digest(path: Path) -> str:

@@ -1,4 +1,5 @@
 """Backbone with a linear classification layer, for linear probe, finetuning and feature extraction."""
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -16,8 +17,15 @@ class LinearClassifier(nn.Module):
         use_final_bn: BatchNorm1d between feature and linear layer.
     """
 
-    def __init__(self, num_class: int = 101, network: str = "s3d", dropout: float = 0.5, use_dropout: bool = True,
-                 use_l2_norm: bool = False, use_final_bn: bool = False):
+    def __init__(
+        self,
+        num_class: int = 101,
+        network: str = "s3d",
+        dropout: float = 0.5,
+        use_dropout: bool = True,
+        use_l2_norm: bool = False,
+        use_final_bn: bool = False,
+    ):
         super().__init__()
         self.backbone, param = select_backbone(network)
         feature_size = param["feature_size"]

@@ -2,6 +2,7 @@
 
 State-dict names and shapes are those of the released checkpoints. Everything also works without a process group.
 """
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -38,7 +39,11 @@ def projection_encoder(network: str, dim: int) -> nn.Sequential:
     backbone, param = select_backbone(network)
     size = param["feature_size"]
     return nn.Sequential(
-        backbone, nn.AdaptiveAvgPool3d(1), nn.Conv3d(size, size, 1), nn.ReLU(), nn.Conv3d(size, dim, 1),
+        backbone,
+        nn.AdaptiveAvgPool3d(1),
+        nn.Conv3d(size, size, 1),
+        nn.ReLU(),
+        nn.Conv3d(size, dim, 1),
     )
 
 
@@ -58,7 +63,9 @@ class InfoNCE(nn.Module):
         T: temperature.
     """
 
-    def __init__(self, network: str = "s3d", dim: int = 128, K: int = 2048, m: float = 0.999, T: float = 0.07):
+    def __init__(
+        self, network: str = "s3d", dim: int = 128, K: int = 2048, m: float = 0.999, T: float = 0.07
+    ):
         super().__init__()
         self.dim, self.K, self.m, self.T = dim, K, m, T
         self.encoder_q = projection_encoder(network, dim)
@@ -79,7 +86,9 @@ class InfoNCE(nn.Module):
         The batch is shuffled over all ranks (over the BatchNorm groups of one process, see ``--bn_splits``), so that
         a key's normalisation statistics do not give away its query.
         """
-        if torch.is_autocast_enabled(clips.device.type):  # the first layer would do it; half as much to gather
+        if torch.is_autocast_enabled(
+            clips.device.type
+        ):  # the first layer would do it; half as much to gather
             clips = clips.to(torch.get_autocast_dtype(clips.device.type))
         everyone = all_gather(clips)  # [world * B, 3, T, H, W]
         permutation = torch.randperm(everyone.shape[0], device=clips.device)
@@ -125,7 +134,9 @@ class InfoNCE(nn.Module):
 class UberNCE(InfoNCE):
     """InfoNCE whose positives are all queue entries of the query's class: the supervised upper bound."""
 
-    def __init__(self, network: str = "s3d", dim: int = 128, K: int = 2048, m: float = 0.999, T: float = 0.07):
+    def __init__(
+        self, network: str = "s3d", dim: int = 128, K: int = 2048, m: float = 0.999, T: float = 0.07
+    ):
         super().__init__(network, dim, K, m, T)
         self.register_buffer("queue_label", torch.full((K,), -1, dtype=torch.long))  # -1: empty
 
@@ -150,8 +161,16 @@ class CoCLR(InfoNCE):
         mined_source: [B, topk] source ids of the neighbours mined by the last forward, for monitoring; None before.
     """
 
-    def __init__(self, network: str = "s3d", dim: int = 128, K: int = 2048, m: float = 0.999, T: float = 0.07,
-                 topk: int = 5, reverse: bool = False):
+    def __init__(
+        self,
+        network: str = "s3d",
+        dim: int = 128,
+        K: int = 2048,
+        m: float = 0.999,
+        T: float = 0.07,
+        topk: int = 5,
+        reverse: bool = False,
+    ):
         super().__init__(network, dim, K, m, T)
         self.topk, self.reverse = topk, reverse
         self.sampler = projection_encoder(network, dim).requires_grad_(False)
@@ -197,6 +216,7 @@ class CoCLR(InfoNCE):
             second = embed(self.sampler, block2[:, other])
         positives = self._positives(k_vsource, second)
         if logits.requires_grad:
-            self._enqueue(queue=key, queue_second=second, queue_vname=k_vsource,
-                          queue_label=torch.ones_like(k_vsource))
+            self._enqueue(
+                queue=key, queue_second=second, queue_vname=k_vsource, queue_label=torch.ones_like(k_vsource)
+            )
         return logits, positives

@@ -1,4 +1,5 @@
 """BatchNorm over groups of the batch, so that one process normalises as several GPUs would."""
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -1,4 +1,5 @@
 """Settings of all tests; the dataset and the undisturbed run that several compare with."""
+
 import os
 from pathlib import Path
 

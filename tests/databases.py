@@ -1,4 +1,5 @@
 """Tiny databases in the released layout, written independently of dataset/store.py."""
+
 from pathlib import Path
 
 import cv2
@@ -17,10 +18,15 @@ def write_database(path: Path, videos: dict[str, list[bytes]], without: tuple[st
     path.parent.mkdir(parents=True, exist_ok=True)
     keys = [b"%09d" % i for i in range(len(videos))]
     entries = {
-        "__order__": list(videos), "__keys__": keys, "__len__": len(videos),
+        "__order__": list(videos),
+        "__keys__": keys,
+        "__len__": len(videos),
         "__vlen__": [len(frames) for frames in videos.values()],
     }
-    with lmdb.open(str(path), subdir=False, map_size=1 << 30, lock=False) as env, env.begin(write=True) as txn:
+    with (
+        lmdb.open(str(path), subdir=False, map_size=1 << 30, lock=False) as env,
+        env.begin(write=True) as txn,
+    ):
         for key, frames in zip(keys, videos.values(), strict=True):
             txn.put(key, msgpack.packb(frames))
         for name, value in entries.items():
@@ -28,7 +34,9 @@ def write_database(path: Path, videos: dict[str, list[bytes]], without: tuple[st
                 txn.put(name.encode(), msgpack.packb(value))
 
 
-def moving_square(rng: np.random.Generator, label: int, frames: int, size: int) -> tuple[list[bytes], list[bytes]]:
+def moving_square(
+    rng: np.random.Generator, label: int, frames: int, size: int
+) -> tuple[list[bytes], list[bytes]]:
     """RGB frames of a square moving right (label 0), down (1) or standing (2), and their flow as images."""
     background = rng.integers(0, 256, (size, size, 3), dtype=np.uint8) // 2
     colour = rng.integers(100, 256, 3, dtype=np.uint8)
@@ -38,16 +46,17 @@ def moving_square(rng: np.random.Generator, label: int, frames: int, size: int) 
     for t in range(frames):
         y, x = (start + step * t) % (size - 8)
         image = background.copy()
-        image[y:y + 8, x:x + 8] = colour
+        image[y : y + 8, x : x + 8] = colour
         rgb.append(jpeg(image))
         motion = np.full((size, size, 3), 128, np.uint8)
-        motion[y:y + 8, x:x + 8, 1:] = 128 + 6 * step
+        motion[y : y + 8, x : x + 8, 1:] = 128 + 6 * step
         flow.append(jpeg(motion))
     return rgb, flow[:-1]
 
 
-def make_dataset(folder: Path, per_class: int = 8, classes: int = 3, frames: int = 20, size: int = 40,
-                 seed: int = 0) -> Path:
+def make_dataset(
+    folder: Path, per_class: int = 8, classes: int = 3, frames: int = 20, size: int = 40, seed: int = 0
+) -> Path:
     """FOLDER/{rgb,flow}.lmdb with ``classes`` x ``per_class`` videos and UCF-style lists (3 of 4 train)."""
     rng = np.random.default_rng(seed)
     rgb, flow, lists = {}, {}, {"train": [], "test": []}

@@ -1,4 +1,5 @@
 """Run commands as a user would, in processes of their own: forked from one that has imported torch, to save seconds."""
+
 import atexit
 import itertools
 import json
@@ -16,13 +17,25 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SMALL = ("--seq_len", "8", "--img_dim", "32", "-j", "0", "--print_freq", "3", "--moco-dim", "16")
-NCE = ("main_nce.py", "--dataset", "tiny-2clip", *SMALL, "--print_freq", "1", "--moco-k", "8", "--batch_size", "4",
-       "--schedule")
+NCE = (
+    "main_nce.py",
+    "--dataset",
+    "tiny-2clip",
+    *SMALL,
+    "--print_freq",
+    "1",
+    "--moco-k",
+    "8",
+    "--batch_size",
+    "4",
+    "--schedule",
+)
 RUN = "infonce_k8_tiny-2clip-32_s3d_bs4_lr0.001_seq2_len8_ds1"  # the name of the folder of NCE
 
 _forks = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload(["main_nce", "main_coclr", "main_classifier", "runs",
-                                "torch.fx.experimental.symbolic_shapes"])
+_forks.set_forkserver_preload(
+    ["main_nce", "main_coclr", "main_classifier", "runs", "torch.fx.experimental.symbolic_shapes"]
+)
 _numbers = itertools.count()
 
 
@@ -35,7 +48,9 @@ def environment() -> dict[str, str]:
 
 def _become(words: tuple[str, ...], cwd: Path, env: dict[str, str], output: tuple[Path, Path]) -> None:
     """In a fork: be the command, from its environment to its functions at exit."""
-    multiprocessing.set_start_method(None, force=True)  # of loader workers: the system's own, not the fork server
+    multiprocessing.set_start_method(
+        None, force=True
+    )  # of loader workers: the system's own, not the fork server
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
@@ -59,8 +74,9 @@ class Started:
     def __init__(self, *words: str, cwd: Path, **env: str):
         self.words, number = words, next(_numbers)
         self.output = tuple(cwd / f".{stream}{number}" for stream in ("stdout", "stderr"))
-        self.process = _forks.Process(target=_become, args=(tuple(map(str, words)), cwd, environment() | env,
-                                                            self.output))
+        self.process = _forks.Process(
+            target=_become, args=(tuple(map(str, words)), cwd, environment() | env, self.output)
+        )
         self.process.start()
 
     def __enter__(self):
@@ -131,10 +147,24 @@ def run_ranks(*words: str, cwd: Path) -> str:
 def start_torchrun(*words: str, cwd: Path, before: tuple[str, ...] = (), **env: str) -> subprocess.Popen:
     """``[before] torchrun OPTIONS SCRIPT ...`` in the background, its output in one pipe; a process group."""
     script = next(i for i, word in enumerate(words) if word.endswith(".py"))
-    command = [*before, sys.executable, "-m", "torch.distributed.run", *words[:script], ROOT / words[script],
-               *words[script + 1:]]
-    return subprocess.Popen(command, cwd=cwd, env=environment() | env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                            text=True, start_new_session=True)
+    command = [
+        *before,
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        *words[:script],
+        ROOT / words[script],
+        *words[script + 1 :],
+    ]
+    return subprocess.Popen(
+        command,
+        cwd=cwd,
+        env=environment() | env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
 
 
 def free_port() -> int:

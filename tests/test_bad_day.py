@@ -1,4 +1,5 @@
 """What goes wrong in long runs: signals, killed ranks, full disks, diverging losses, broken files, one name twice."""
+
 import contextlib
 import fcntl
 import io
@@ -45,7 +46,9 @@ def test_stopped_run_loses_and_repeats_nothing(cwd, undisturbed):
             process.send_signal(number)
             done = process.finish()
         assert done.returncode == 128 + number, done.stderr
-        assert re.search(r"saved \S+interrupted.pth.tar; the same command with --resume auto goes on", done.stderr)
+        assert re.search(
+            r"saved \S+interrupted.pth.tar; the same command with --resume auto goes on", done.stderr
+        )
         assert "Traceback" not in done.stderr
         saved = load_checkpoint(interrupted)
         assert saved["iteration"] == len(trained(folder)) > before
@@ -87,8 +90,15 @@ def test_stopped_while_validating(cwd, monkeypatch):
             return {}
 
         torch.manual_seed(0)
-        tiny_trainer(cwd / "data", 3, 0, lambda model, colours, iteration: model(colours).square().mean(), validate,
-                     prefix=prefix, resume="auto").fit()
+        tiny_trainer(
+            cwd / "data",
+            3,
+            0,
+            lambda model, colours, iteration: model(colours).square().mean(),
+            validate,
+            prefix=prefix,
+            resume="auto",
+        ).fit()
 
     train("whole")
     with pytest.raises(SystemExit, match=str(128 + signal.SIGTERM)):
@@ -127,8 +137,17 @@ def children(pid):
 @pytest.mark.slow
 def test_torchrun_starts_killed_ranks_again(cwd, two_ranks):
     folder = cwd / f"log-pretrain/{HALF_RUN}"
-    launcher = start_torchrun("--nproc_per_node=2", "--max-restarts=2", f"--master_port={free_port()}", *HALF,
-                              "--epochs", "3", "--resume", "auto", cwd=cwd)
+    launcher = start_torchrun(
+        "--nproc_per_node=2",
+        "--max-restarts=2",
+        f"--master_port={free_port()}",
+        *HALF,
+        "--epochs",
+        "3",
+        "--resume",
+        "auto",
+        cwd=cwd,
+    )
     try:
         while not list(folder.glob("model/epoch*")):
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -151,8 +170,12 @@ def two_machines():
         commands = [f"ip netns add {name}" for name in names]
         commands += [f"ip link add {wires[0]} type veth peer name {wires[1]}"]
         for i, (name, wire) in enumerate(zip(names, wires, strict=True), 1):
-            commands += [f"ip link set {wire} netns {name}", f"ip -n {name} addr add 10.213.7.{i}/24 dev {wire}",
-                         f"ip -n {name} link set {wire} up", f"ip -n {name} link set lo up"]
+            commands += [
+                f"ip link set {wire} netns {name}",
+                f"ip -n {name} addr add 10.213.7.{i}/24 dev {wire}",
+                f"ip -n {name} link set {wire} up",
+                f"ip -n {name} link set lo up",
+            ]
         for command in commands:
             try:
                 subprocess.run(command.split(), check=True, capture_output=True, text=True)
@@ -167,9 +190,22 @@ def two_machines():
 @pytest.mark.slow
 def test_two_machines_train_as_one_run(cwd, two_ranks):
     with two_machines() as (inside, wires, address):
-        agents = [start_torchrun("--nnodes=2", "--nproc_per_node=1", f"--node_rank={i}", f"--master_addr={address}",
-                                 "--master_port=29500", *HALF, "--epochs", "2", cwd=cwd, before=inside[i],
-                                 GLOO_SOCKET_IFNAME=wires[i]) for i in range(2)]
+        agents = [
+            start_torchrun(
+                "--nnodes=2",
+                "--nproc_per_node=1",
+                f"--node_rank={i}",
+                f"--master_addr={address}",
+                "--master_port=29500",
+                *HALF,
+                "--epochs",
+                "2",
+                cwd=cwd,
+                before=inside[i],
+                GLOO_SOCKET_IFNAME=wires[i],
+            )
+            for i in range(2)
+        ]
         try:
             texts = [agent.communicate(timeout=120)[0] for agent in agents]
         finally:
@@ -207,8 +243,13 @@ def small_disk(path, options):
 def test_disk_full_while_saving(cwd, first):
     size = (first / "model/epoch0.pth.tar").stat().st_size
     with small_disk(cwd / "log-pretrain", f"size={int(1.6 * size)}"):
-        refused(r"cannot save log-pretrain/\S+/model/epoch1.pth.tar: .*0 MB of disk.*before are unharmed", *NCE,
-                "--epochs", "3", cwd=cwd)
+        refused(
+            r"cannot save log-pretrain/\S+/model/epoch1.pth.tar: .*0 MB of disk.*before are unharmed",
+            *NCE,
+            "--epochs",
+            "3",
+            cwd=cwd,
+        )
         model = cwd / FOLDER / "model"
         assert load_checkpoint(model / "epoch0.pth.tar")["epoch"] == 0
         assert {path.name for path in model.iterdir()} == {"epoch0.pth.tar", "model_best_epoch0.pth.tar"}
@@ -239,7 +280,9 @@ def test_log_folder_that_cannot_be_made(cwd):
 
 
 def test_diverging_loss_stops_and_names_the_videos(cwd):
-    last = refused(r"loss is (nan|inf) at step \d+ \(lr 1e\+38\)", *NCE, "--epochs", "3", "--lr", "1e38", cwd=cwd)
+    last = refused(
+        r"loss is (nan|inf) at step \d+ \(lr 1e\+38\)", *NCE, "--epochs", "3", "--lr", "1e38", cwd=cwd
+    )
     assert last.count("Class") >= 4
     assert not list(cwd.glob("log-pretrain/*/model/*"))
 
@@ -290,8 +333,15 @@ def test_database_overwritten_during_training(cwd):
 def test_every_video_broken_is_one_line(tmp_path):
     write_database(tmp_path / "data/bad/rgb.lmdb", {f"A/{i}": [b"none"] * 20 for i in range(6)})
     for workers in ("0", "1"):
-        refused("every one of 5 videos is unreadable, e.g. A/", *NCE, "--dataset", "bad-2clip", "-j", workers,
-                cwd=tmp_path)
+        refused(
+            "every one of 5 videos is unreadable, e.g. A/",
+            *NCE,
+            "--dataset",
+            "bad-2clip",
+            "-j",
+            workers,
+            cwd=tmp_path,
+        )
         shutil.rmtree(tmp_path / "log-pretrain")
 
 
@@ -308,9 +358,15 @@ def test_odd_frames_train(tmp_path):
     exif[0x112] = 6  # shown turned by 90 degrees
     image = rng.integers(0, 256, (40, 60, 3), dtype=np.uint8)
     large = cv2.imencode(".jpg", np.full((8000, 8000), 90, np.uint8))[1].tobytes()
-    frames = {"one": encoded(image[:1, :1]), "line": encoded(image[:1]), "grey": encoded(image, mode="L"),
-              "cmyk": encoded(image, mode="CMYK"), "progressive": encoded(image, progressive=True),
-              "turned": encoded(image, exif=exif), "large": large}
+    frames = {
+        "one": encoded(image[:1, :1]),
+        "line": encoded(image[:1]),
+        "grey": encoded(image, mode="L"),
+        "cmyk": encoded(image, mode="CMYK"),
+        "progressive": encoded(image, progressive=True),
+        "turned": encoded(image, exif=exif),
+        "large": large,
+    }
     videos = {f"A/{name}": [frame] * 6 for name, frame in frames.items()}
     videos["A/mixed"] = [frame for name, frame in frames.items() if name != "large"]
     write_database(tmp_path / "data/odd/rgb.lmdb", videos)

@@ -1,4 +1,5 @@
 """Every command: --help, --version, exit status, one line for what does not exist, quiet in pipes."""
+
 import re
 import subprocess
 import sys
@@ -36,7 +37,9 @@ def test_help_and_version(command, tmp_path):
     assert description.strip().endswith(".")
     assert not re.search(r"\(default: (None|False|)\)|\[\d|True", done.stdout)
     for option in re.findall(r"^  (-.*)", "\n\n".join(sections), re.MULTILINE):
-        explained = re.search(rf"^  {re.escape(option)}\n +\w|  \S", f"  {option}\n" + done.stdout, re.MULTILINE)
+        explained = re.search(
+            rf"^  {re.escape(option)}\n +\w|  \S", f"  {option}\n" + done.stdout, re.MULTILINE
+        )
         assert explained, option
     assert max(map(len, done.stdout.splitlines())) <= 80
     done = run(*command.split(), "--version", cwd=tmp_path)
@@ -52,7 +55,9 @@ def test_what_is_not_there_is_one_line_and_status_2(command, tmp_path):
 @pytest.mark.parametrize("command", ["reproduce.sh", "reproduce.sh ucf101 --epochs 3"])
 def test_scripts_refuse_with_status_2(command, tmp_path):
     script, *words = command.split()
-    done = subprocess.run(["bash", ROOT / "scripts" / script, *words], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        ["bash", ROOT / "scripts" / script, *words], cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.returncode == 2
     assert done.stderr
 
@@ -64,8 +69,11 @@ def test_errors_of_a_loader_and_ctrl_c_are_one_line(capsys):
 
     # as torch hands on what a loader's worker raised
     worker = "Caught UserError in DataLoader worker process 0.\nOriginal Traceback\nutils.errors.UserError: no disk\n"
-    for error, status, line in ((UserError(worker), 2, "error: no disk\n"), (UserError("a: b"), 2, "error: a: b\n"),
-                                (KeyboardInterrupt(), 130, "error: stopped by Ctrl-C\n")):
+    for error, status, line in (
+        (UserError(worker), 2, "error: no disk\n"),
+        (UserError("a: b"), 2, "error: a: b\n"),
+        (KeyboardInterrupt(), 130, "error: stopped by Ctrl-C\n"),
+    ):
         with pytest.raises(SystemExit) as stopped:
             main(error)
         assert stopped.value.code == status
@@ -74,8 +82,13 @@ def test_errors_of_a_loader_and_ctrl_c_are_one_line(capsys):
 
 def test_reader_that_leaves_early_and_no_progress_bar_in_a_file(tiny):
     command = f"{sys.executable} -m dataset.verify data/tiny"
-    done = subprocess.run(["bash", "-c", f"set -o pipefail; {command} | true"], cwd=tiny, env=environment(),
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {command} | true"],
+        cwd=tiny,
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
     assert (done.returncode, done.stderr) == (141, "")
     done = run(*command.split()[1:], cwd=tiny)
     assert (done.returncode, done.stderr) == (0, "")

@@ -1,4 +1,5 @@
 """The networks and losses against recorded outputs of the original (tests/conformance)."""
+
 import json
 import sys
 from pathlib import Path

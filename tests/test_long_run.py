@@ -1,4 +1,5 @@
 """Two hundred epochs: memory, file handles and threads of the trainer and its loader workers stay what they were."""
+
 import multiprocessing
 import os
 from pathlib import Path
@@ -28,11 +29,19 @@ def train(folder: Path) -> None:
 
     def validate(epoch):
         if epoch % 5 == 0:
-            found.append([usage(pid) for pid in (os.getpid(), *(p.pid for p in multiprocessing.active_children()))])
+            found.append(
+                [usage(pid) for pid in (os.getpid(), *(p.pid for p in multiprocessing.active_children()))]
+            )
         return {}
 
-    tiny_trainer(folder / "data", EPOCHS, 2, lambda model, colours, iteration: model(colours).square().mean(),
-                 validate, save_freq=5).fit()
+    tiny_trainer(
+        folder / "data",
+        EPOCHS,
+        2,
+        lambda model, colours, iteration: model(colours).square().mean(),
+        validate,
+        save_freq=5,
+    ).fit()
     np.save("usage.npy", np.array(found))
 
 

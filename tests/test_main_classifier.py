@@ -1,4 +1,5 @@
 """main_classifier.py as a user runs it: training, resuming, tests, retrieval, several processes, bad input."""
+
 import json
 import re
 from pathlib import Path
@@ -49,7 +50,7 @@ def main(*words) -> None:
 
 
 def newest(cwd: Path, epoch: int) -> Path:
-    path, = cwd.glob(f"log-linclr/*/model/epoch{epoch}.pth.tar")
+    (path,) = cwd.glob(f"log-linclr/*/model/epoch{epoch}.pth.tar")
     return path
 
 
@@ -62,7 +63,18 @@ def finetuned(home):
     """A classifier finetuned for two epochs; (checkpoint, folder that it was made in)."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(home)
-        main("--train_what", "ft", "--epochs", "2", "--schedule", "1", "--dropout", "0.5", "--pretrain", "pre.tar")
+        main(
+            "--train_what",
+            "ft",
+            "--epochs",
+            "2",
+            "--schedule",
+            "1",
+            "--dropout",
+            "0.5",
+            "--pretrain",
+            "pre.tar",
+        )
     return newest(home, 1)
 
 
@@ -83,8 +95,30 @@ def test_finetuned_checkpoint(home, finetuned):
 
 
 def test_linear_probe_trains_the_layer_alone_word_for_word(cwd):
-    main("--net", "s3d", "--ds", "1", "--train_what", "last", "--epochs", "2", "--schedule", "60", "80", "--optim",
-         "sgd", "--lr", "1e-1", "--wd", "1e-3", "--final_bn", "--pretrain", "pre.tar", "--eval_freq", "2")
+    main(
+        "--net",
+        "s3d",
+        "--ds",
+        "1",
+        "--train_what",
+        "last",
+        "--epochs",
+        "2",
+        "--schedule",
+        "60",
+        "80",
+        "--optim",
+        "sgd",
+        "--lr",
+        "1e-1",
+        "--wd",
+        "1e-3",
+        "--final_bn",
+        "--pretrain",
+        "pre.tar",
+        "--eval_freq",
+        "2",
+    )
     start, saved = load_checkpoint("pre.tar")["state_dict"], load_checkpoint(newest(cwd, 1))
     state = saved["state_dict"]
     backbone = {key: value for key, value in state.items() if key.startswith("backbone.")}
@@ -92,8 +126,13 @@ def test_linear_probe_trains_the_layer_alone_word_for_word(cwd):
     for key, value in backbone.items():  # running statistics too
         assert torch.equal(value, start[f"encoder_q.0.{key.removeprefix('backbone.')}"]), key
     assert {key for key in state if not key.startswith("backbone.")} == {
-        "final_fc.0.weight", "final_fc.0.bias",
-        *(f"final_bn.{name}" for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"))}
+        "final_fc.0.weight",
+        "final_fc.0.bias",
+        *(
+            f"final_bn.{name}"
+            for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+        ),
+    }
     assert state["final_bn.num_batches_tracked"] == 4
     assert state["final_fc.0.weight"].abs().max() > 0.05  # it moved away from N(0, 0.01)
     trace = (newest(cwd, 1).parent.parent / "log.txt").read_text()
@@ -113,7 +152,7 @@ def test_1_plus_1_epochs_equal_2_and_resuming_checks_the_classes(cwd, capsys):
     with patch.context(), pytest.raises(SystemExit):
         main(*words, "--epochs", "2", "--name_prefix", "parts_")
     patch.undo()
-    first, = cwd.glob("log-linclr/parts_*/model/epoch0.pth.tar")
+    (first,) = cwd.glob("log-linclr/parts_*/model/epoch0.pth.tar")
     resumed = cwd / "first.tar"
     resumed.write_bytes(first.read_bytes())
     main(*words, "--epochs", "2", "--name_prefix", "rest_", "--resume", resumed)
@@ -137,10 +176,20 @@ def stop_after(end_epoch):
 
 def test_validation_part_is_what_pandas_draws():
     """Rows of DataFrame.sample(frac=0.3, random_state=666) by pandas 2.3, for two lengths."""
-    for length, first, size in ((3783, [2394, 387, 890, 1679, 333, 691, 2043, 799], 1135), (13, [1, 11, 0, 7], 4)):
+    for length, first, size in (
+        (3783, [2394, 387, 890, 1679, 333, 691, 2043, 799], 1135),
+        (13, [1, 11, 0, 7], 4),
+    ):
         names = np.random.default_rng(0).permutation([f"A/{i:04d}" for i in range(length)]).tolist()
-        videos = main_classifier.Videos({}, names, {"rgb": np.arange(length)}, np.full(length, 9),
-                                        np.zeros(length, int), np.arange(length), ["A"])
+        videos = main_classifier.Videos(
+            {},
+            names,
+            {"rgb": np.arange(length)},
+            np.full(length, 9),
+            np.zeros(length, int),
+            np.arange(length),
+            ["A"],
+        )
         part = main_classifier.validation_part(videos)
         assert part.names[:8] == [f"A/{i:04d}" for i in first]
         assert len(part) == size
@@ -163,8 +212,10 @@ def test_ten_crop_word_for_word_against_a_slow_loop(cwd, finetuned, home):
         crops = {"center": [], "five": [], "ten": []}
         for crop in range(5):
             for flip in (False, True):
-                clips = [normalised(item["frames"][crop][window][None], torch.tensor([flip]), False)
-                         for window in item["windows"]]
+                clips = [
+                    normalised(item["frames"][crop][window][None], torch.tensor([flip]), False)
+                    for window in item["windows"]
+                ]
                 probability = torch.stack([model(clip)[0].softmax(dim=1)[0] for clip in clips]).mean(dim=0)
                 crops["ten"].append(probability)
                 if not flip:
@@ -180,8 +231,18 @@ def test_ten_crop_word_for_word_against_a_slow_loop(cwd, finetuned, home):
             torch.testing.assert_close(torch.tensor(entry["mean_prob"]), slow[name][kind], atol=1e-5, rtol=0)
         hits = [slow[name][kind].argmax() == int(name[5]) for name in slow]
         assert record["numbers"]["top1"] == pytest.approx(100 * np.mean(hits), abs=1e-3)
-        assert (record["what"], record["crops"], record["videos"], record["left_out"]) == ("finetune", kind, 3, 0)
-        assert (record["dataset"], record["stream"], record["split"], record["epoch"]) == ("tiny", "rgb", 1, 1)
+        assert (record["what"], record["crops"], record["videos"], record["left_out"]) == (
+            "finetune",
+            kind,
+            3,
+            0,
+        )
+        assert (record["dataset"], record["stream"], record["split"], record["epoch"]) == (
+            "tiny",
+            "rgb",
+            1,
+            1,
+        )
         assert record["origin"]["method"] == "InfoNCE"
         assert Path(f"{checkpoint}-confusion-{kind}.png").read_bytes().startswith(b"\x89PNG")
 
@@ -192,13 +253,20 @@ def test_retrieval_word_for_word_and_the_tools_after_it(cwd, monkeypatch, capsys
     main("--net", "s3d", "--ds", "1", "--test", checkpoint, "--retrieval")
     test = load_features(cwd / "feature", "tiny", "test")
     backbone = InfoNCE("s3d", 16, 32).encoder_q[0]
-    backbone.load_state_dict({key.removeprefix("encoder_q.0."): value for key, value in
-                              load_checkpoint(checkpoint)["state_dict"].items() if key.startswith("encoder_q.0.")})
+    backbone.load_state_dict(
+        {
+            key.removeprefix("encoder_q.0."): value
+            for key, value in load_checkpoint(checkpoint)["state_dict"].items()
+            if key.startswith("encoder_q.0.")
+        }
+    )
     videos = open_videos("tiny", "test", 8, 1, "data")
     assert test.names == videos.names
     for index in range(len(videos)):
         item = WindowDataset(videos, 8, 1, 32)[index]
-        clips = normalised(item["frames"][0][item["windows"]], torch.zeros(len(item["windows"]), dtype=bool), False)
+        clips = normalised(
+            item["frames"][0][item["windows"]], torch.zeros(len(item["windows"]), dtype=bool), False
+        )
         with torch.no_grad():
             slow = [F.adaptive_avg_pool3d(backbone.eval()(clip[None]), 1).flatten() for clip in clips]
         slow = torch.stack(slow).mean(dim=0)
@@ -217,13 +285,33 @@ def test_retrieval_word_for_word_and_the_tools_after_it(cwd, monkeypatch, capsys
     first, second = records(cwd)
     assert first["numbers"] == second["numbers"]
 
-    feature_linear_probe.main(["--dataset", "tiny", "--test", "feature", "--final_bn", "--lr", "1.0", "--wd", "1e-3",
-                               "--epochs", "3"])
+    feature_linear_probe.main(
+        [
+            "--dataset",
+            "tiny",
+            "--test",
+            "feature",
+            "--final_bn",
+            "--lr",
+            "1.0",
+            "--wd",
+            "1e-3",
+            "--epochs",
+            "3",
+        ]
+    )
     merge_2stream_prob.main(["--prob1", "feature", "--prob2", "feature", "--dataset", "tiny", "--mode", "s"])
-    retrieval.main(["--test", str(checkpoint), "--dataset", "tiny", "--gallery", "g.html", "--curve", "c.png"])
+    retrieval.main(
+        ["--test", str(checkpoint), "--dataset", "tiny", "--gallery", "g.html", "--curve", "c.png"]
+    )
     retrieval.main(["--test", "feature", "--dataset", "tiny", "--gallery", "g.png", "--queries", "2"])
     report.main([])
-    assert [record["what"] for record in records(cwd)] == ["retrieval", "retrieval", "feature probe", "retrieval"]
+    assert [record["what"] for record in records(cwd)] == [
+        "retrieval",
+        "retrieval",
+        "feature probe",
+        "retrieval",
+    ]
     assert records(cwd)[3]["numbers"] == first["numbers"]  # a stream merged with itself
     assert (cwd / "g.html").read_text().count('class="query"') == 3
     assert "| feature probe | InfoNCE, 8 epochs | tiny | rgb | tiny | 1 |" in capsys.readouterr().out
@@ -236,29 +324,59 @@ def test_two_processes_train_and_give_the_same_numbers_as_one(cwd, finetuned):
         (cwd / folder).mkdir()
         (cwd / folder / "ft.tar").write_bytes(finetuned.read_bytes())
     main("--test", "one/ft.tar", "--five_crop", "--retrieval", "--results", "one.jsonl")
-    run_ranks("main_classifier.py", *SMALL, "--batch_size", "3", "--test", "two/ft.tar", "--five_crop", "--retrieval",
-              "--results", "two.jsonl", cwd=cwd)
+    run_ranks(
+        "main_classifier.py",
+        *SMALL,
+        "--batch_size",
+        "3",
+        "--test",
+        "two/ft.tar",
+        "--five_crop",
+        "--retrieval",
+        "--results",
+        "two.jsonl",
+        cwd=cwd,
+    )
     for part in ("train", "test"):
         one, two = (load_features(cwd / folder / "feature", "tiny", part) for folder in ("one", "two"))
         assert one.names == two.names
         torch.testing.assert_close(one.features, two.features, atol=1e-5, rtol=1e-4)
     for kind in ("center", "five"):
-        one, two = (json.loads((cwd / folder / f"ft.tar-prob-{kind}.json").read_text()) for folder in ("one", "two"))
+        one, two = (
+            json.loads((cwd / folder / f"ft.tar-prob-{kind}.json").read_text()) for folder in ("one", "two")
+        )
         assert one.keys() == two.keys()
         for name in one:
             assert one[name]["mean_prob"] == pytest.approx(two[name]["mean_prob"], abs=1e-5)
-    one, two = ([json.loads(line)["numbers"] for line in Path(f"{name}.jsonl").read_text().splitlines()]
-                for name in ("one", "two"))
+    one, two = (
+        [json.loads(line)["numbers"] for line in Path(f"{name}.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    )
     assert one == two
-    text = run_ranks("main_classifier.py", *SMALL, "--batch_size", "2", "--train_what", "last", "--epochs", "1",
-                     "--optim", "sgd", "--lr", "0.1", "--pretrain", "pre.tar", cwd=cwd)
+    text = run_ranks(
+        "main_classifier.py",
+        *SMALL,
+        "--batch_size",
+        "2",
+        "--train_what",
+        "last",
+        "--epochs",
+        "1",
+        "--optim",
+        "sgd",
+        "--lr",
+        "0.1",
+        "--pretrain",
+        "pre.tar",
+        cwd=cwd,
+    )
     assert "val_top1" in text
     assert "2 steps per epoch" in text
 
 
 def test_random_weights_and_flow(cwd):
     main("--dataset", "tiny-f", "--test", "random", "--retrieval")
-    record, = records(cwd)
+    (record,) = records(cwd)
     assert (record["origin"]["method"], record["stream"]) == ("random", "flow")
 
 
@@ -270,12 +388,18 @@ BAD = {
     "other network": (("--pretrain", "pre.tar", "--net", "s3dg"), "seems to be InfoNCE on s3d"),
     "no classifier": (("--test", "pre.tar", "--ten_crop"), "holds no classifier.*--retrieval"),
     "class count": (("--test", "ft.tar", "--dataset", "two"), "tells 3 classes apart, the dataset has 2"),
-    "other classes": (("--test", "ft.tar", "--dataset", "renamed"), "'Class2' stands where the dataset has 'Other'"),
+    "other classes": (
+        ("--test", "ft.tar", "--dataset", "renamed"),
+        "'Class2' stands where the dataset has 'Other'",
+    ),
     "empty test split": (("--test", "ft.tar", "--dataset", "untested"), "untested: the test split is empty"),
     "no test": (("--retrieval",), "--retrieval needs --test"),
     "test and pretrain": (("--test", "ft.tar", "--pretrain", "pre.tar"), "exclude one another"),
     "several layers": (("--num_fc", "2"), "--num_fc"),
-    "offline": (("--test", "CoCLR-ucf101-rgb", "--offline"), "--offline: CoCLR-ucf101-rgb is not in the cache"),
+    "offline": (
+        ("--test", "CoCLR-ucf101-rgb", "--offline"),
+        "--offline: CoCLR-ucf101-rgb is not in the cache",
+    ),
     "small clips": (("--seq_len", "4"), "--seq_len 4 --img_dim 32 are too small"),
     "dropout": (("--dropout", "1"), "--dropout 1"),
     "few videos": (("--batch_size", "32"), "9 videos.*--batch_size"),
@@ -292,8 +416,11 @@ def test_bad_input_is_one_line_and_status_2(cwd, finetuned, case, monkeypatch, c
         (cwd / "own").mkdir()
         (cwd / "own/tiny").symlink_to(cwd / "data/tiny")
         frames = open_videos("tiny", "train", 8, 1).stores["rgb"].read_frames(0, list(range(20)))
-        for name, classes, part in (("two", ("Class0", "Class1"), "test"), ("untested", ("A", "B"), "train"),
-                                    ("renamed", ("Class0", "Class1", "Other"), "test")):
+        for name, classes, part in (
+            ("two", ("Class0", "Class1"), "test"),
+            ("untested", ("A", "B"), "train"),
+            ("renamed", ("Class0", "Class1", "Other"), "test"),
+        ):
             write_database(cwd / f"own/{name}/rgb.lmdb", {f"{label}/a": frames for label in classes})
             (cwd / f"own/{name}/split.csv").write_text("".join(f"{label}/a,{part}\n" for label in classes))
         with pytest.raises(SystemExit) as exit_:

@@ -1,4 +1,5 @@
 """main_coclr.py as a user runs it: start from checkpoints, mining, hiding, resuming, several processes."""
+
 import argparse
 import json
 import signal
@@ -13,8 +14,18 @@ from model.loss import mil_nce_loss
 from model.pretrain import InfoNCE
 from utils.checkpoint import load_checkpoint
 
-COCLR = ("main_coclr.py", "--dataset", "tiny-2stream-2clip", *SMALL, "--moco-k", "8", "--batch_size", "4",
-         "--topk", "2")
+COCLR = (
+    "main_coclr.py",
+    "--dataset",
+    "tiny-2stream-2clip",
+    *SMALL,
+    "--moco-k",
+    "8",
+    "--batch_size",
+    "4",
+    "--topk",
+    "2",
+)
 RUN = "coclr-top2_k8_tiny-2stream-2clip-32_s3d_bs4_lr0.001_seq2_len8_ds1"
 
 
@@ -35,8 +46,11 @@ def cwd(started, cwd):
 
 
 def encoder(path, name):
-    return {key[len(name) + 1:]: value for key, value in load_checkpoint(path)["state_dict"].items()
-            if key.startswith(f"{name}.")}
+    return {
+        key[len(name) + 1 :]: value
+        for key, value in load_checkpoint(path)["state_dict"].items()
+        if key.startswith(f"{name}.")
+    }
 
 
 @pytest.mark.slow
@@ -44,8 +58,19 @@ def encoder(path, name):
 def test_start_from_checkpoints(cwd, reverse):
     """One epoch at learning rate 0: the encoders are still those of the checkpoints; what was loaded is said."""
     start = ("flow.tar", "rgb.tar") if reverse else ("rgb.tar", "flow.tar")
-    text = run_ok(*COCLR, "--epochs", "1", "--lr", "0", "--moco-m", "0.5", *["--reverse"] * reverse,
-                  "--pretrain", *start, cwd=cwd)
+    text = run_ok(
+        *COCLR,
+        "--epochs",
+        "1",
+        "--lr",
+        "0",
+        "--moco-m",
+        "0.5",
+        *["--reverse"] * reverse,
+        "--pretrain",
+        *start,
+        cwd=cwd,
+    )
     assert f"encoder_q of {start[0]}, epoch 0" in text
     assert f"encoder_q of {start[1]}, epoch 0" in text
     assert text.count("the first 2 steps fill them") == 1
@@ -88,7 +113,9 @@ def test_two_processes(cwd):
     assert sorted(losses(folder)) == list(range(2, 8))
     records = [json.loads(line) for line in (folder / "scalars.jsonl").read_text().splitlines()]
     full = [record for record in records if "loss" in record]
-    assert all({"top1", "top5", "self_top1", "self_top5", "mining_precision"} <= record.keys() for record in full)
+    assert all(
+        {"top1", "top5", "self_top1", "self_top5", "mining_precision"} <= record.keys() for record in full
+    )
     assert all(0 <= record["mining_precision"] <= 1 for record in full)
 
 
@@ -117,8 +144,12 @@ def test_step_against_transcription(hide):
     step = main_coclr.make_step(args, source_label)
     hidden = 0
     for iteration in range(300):
-        loss, scalars = step(FixedModel(logits, positives, mined), torch.zeros(4, 2, 1), {"source": label,
-                             "label": label}, iteration)
+        loss, scalars = step(
+            FixedModel(logits, positives, mined),
+            torch.zeros(4, 2, 1),
+            {"source": label, "label": label},
+            iteration,
+        )
         rows = [[sum(row) == 1, *row[1:].tolist()] for row in positives]
         without, plain = mil_nce_loss(logits, torch.tensor(rows)), mil_nce_loss(logits, positives)
         assert loss.item() in (without.item(), plain.item())

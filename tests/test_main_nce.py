@@ -1,4 +1,5 @@
 """main_nce.py as a user runs it: launchers, resuming, checkpoints, bad input."""
+
 import math
 import os
 import shutil
@@ -40,19 +41,47 @@ def test_1_plus_2_epochs_equal_3_to_the_last_digit(cwd, first, undisturbed):
 def test_checkpoint_of_the_original_resumes(cwd, first, undisturbed):
     """Without our extra entries, with module. prefixes, numpy scalars and one optimiser group per parameter."""
     own = torch.load(first / "model/epoch0.pth.tar", weights_only=True)
-    torch.save({"epoch": np.int64(0), "best_acc": np.float64(own["best_acc"]), "iteration": own["iteration"],
-                "state_dict": {f"module.{k}": v for k, v in own["state_dict"].items()},
-                "optimizer": own["optimizer"]}, cwd / "original.pth.tar")
+    torch.save(
+        {
+            "epoch": np.int64(0),
+            "best_acc": np.float64(own["best_acc"]),
+            "iteration": own["iteration"],
+            "state_dict": {f"module.{k}": v for k, v in own["state_dict"].items()},
+            "optimizer": own["optimizer"],
+        },
+        cwd / "original.pth.tar",
+    )
     run_ok(*NCE, "--epochs", "2", "--resume", "original.pth.tar", cwd=cwd)
     assert losses(cwd / "log-pretrain" / RUN) == {i: x for i, x in losses(undisturbed).items() if 4 <= i < 8}
 
 
 @pytest.mark.slow
 def test_two_processes_by_the_older_launcher(cwd):
-    words = ("main_nce.py", "--net", "s3d", "--model", "ubernce", "--dataset", "tiny-f-2clip", *SMALL, "--moco-k", "8",
-             "--batch_size", "2", "--epochs", "2")
-    command = [sys.executable, "-m", "torch.distributed.launch", "--nproc_per_node=2", f"--master_port={free_port()}",
-               ROOT / words[0], *words[1:]]
+    words = (
+        "main_nce.py",
+        "--net",
+        "s3d",
+        "--model",
+        "ubernce",
+        "--dataset",
+        "tiny-f-2clip",
+        *SMALL,
+        "--moco-k",
+        "8",
+        "--batch_size",
+        "2",
+        "--epochs",
+        "2",
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.launch",
+        "--nproc_per_node=2",
+        f"--master_port={free_port()}",
+        ROOT / words[0],
+        *words[1:],
+    ]
     done = subprocess.run(command, cwd=cwd, env=environment(), stderr=subprocess.PIPE, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "2 processes" in done.stderr
@@ -66,8 +95,10 @@ def test_two_processes_by_the_older_launcher(cwd):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [("--precision", "bf16", "--channels_last"),
-                                     ("--bn_splits", "4", "--net", "s3dg", "--batch_size", "8")])
+@pytest.mark.parametrize(
+    "options",
+    [("--precision", "bf16", "--channels_last"), ("--bn_splits", "4", "--net", "s3dg", "--batch_size", "8")],
+)
 def test_precision_and_layout_train(cwd, options):
     done = run(*NCE, "--epochs", "1", *options, cwd=cwd)
     last = done.stderr.strip().splitlines()[-1]

@@ -1,4 +1,5 @@
 """Every command of README.md runs as it stands there; sizes that fit a test are appended, placeholders filled in."""
+
 import re
 import shlex
 import shutil
@@ -52,14 +53,17 @@ PLACEHOLDERS = {  # what stands for a file in README -> how the commands before 
 @pytest.fixture
 def cwd(tmp_path):
     """A working folder with the footage that the commands name: 3 classes of UCF101-like names, as several datasets."""
-    draw_footage(["--out", str(tmp_path / "drawn"), "--videos", "10", "--size", "40", "--frames", "14", "-j", "1"])
+    draw_footage(
+        ["--out", str(tmp_path / "drawn"), "--videos", "10", "--size", "40", "--frames", "14", "-j", "1"]
+    )
     for name in CLASSES:
         for folder in ("UCF-101", "VIDEOS", "HMDB51", "KINETICS/train", "KINETICS/val"):
             shutil.copytree(tmp_path / "drawn" / name, tmp_path / folder / name)
         videos = sorted(path.name for path in (tmp_path / "HMDB51" / name).iterdir())
         (tmp_path / "SPLITS").mkdir(exist_ok=True)
         (tmp_path / "SPLITS" / f"{name}_test_split1.txt").write_text(
-            "".join(f"{video} {1 + (i > 6)}\n" for i, video in enumerate(videos)))
+            "".join(f"{video} {1 + (i > 6)}\n" for i, video in enumerate(videos))
+        )
     return tmp_path
 
 
@@ -69,7 +73,9 @@ def test_every_command_of_the_readme_runs(cwd):
     assert len(commands) >= 20
     for words in commands:
         words = [PLACEHOLDERS[word](cwd) if word in PLACEHOLDERS else word for word in words]
-        if words[0] == "bash":  # the two set-up commands: one runs this test, the other is a night of work in small
+        if (
+            words[0] == "bash"
+        ):  # the two set-up commands: one runs this test, the other is a night of work in small
             assert subprocess.run(["bash", "-n", ROOT / words[1]], check=False).returncode == 0
             continue
         launcher = words.pop(0)

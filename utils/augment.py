@@ -4,6 +4,7 @@
 operation is known there, and nothing ever waits for the device. Colour operations are torchvision's on floats in
 [0, 1]; the blur is a true Gaussian with the edge pixels repeated outwards, as Pillow repeats them.
 """
+
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -22,7 +23,9 @@ def augment(clips: Tensor, draws: Mapping[str, Tensor], channels_last: bool = Fa
     Returns float32 [N, 3, T, H, W], in channels_last_3d memory format if asked (free: it is the clips' own layout).
     Flow is an image here: a flip mirrors it and does not negate x.
     """
-    order, factors, grey, sigma = (draws[k] for k in ("jitter_order", "jitter_factors", "grey_channel", "blur_sigma"))
+    order, factors, grey, sigma = (
+        draws[k] for k in ("jitter_order", "jitter_factors", "grey_channel", "blur_sigma")
+    )
     factors_there, grey_there, sigma_there, mean, std = (
         value.to(clips.device, non_blocking=True)
         for value in (factors.view(-1, 4, 1, 1, 1, 1), grey, sigma, torch.tensor(MEAN), torch.tensor(STD))
@@ -95,7 +98,12 @@ def _hue(x: Tensor, shift: Tensor) -> Tensor:
     return x
 
 
-JITTER = ((_brightness, 1.0), (_contrast, 1.0), (_saturation, 1.0), (_hue, 0.0))  # with the factor that changes nothing
+JITTER = (
+    (_brightness, 1.0),
+    (_contrast, 1.0),
+    (_saturation, 1.0),
+    (_hue, 0.0),
+)  # with the factor that changes nothing
 
 
 def _grey(x: Tensor, channel: Tensor) -> Tensor:
@@ -115,7 +123,9 @@ def _gaussian(sigma: Tensor, length: int, radius: int) -> Tensor:
     """Matrices [n, length, length] that blur a line of pixels, its ends repeated outwards."""
     centre = torch.arange(length, device=sigma.device)[:, None]
     pixel = torch.arange(-radius, length + radius, device=sigma.device)
-    weight = torch.exp(-0.5 * ((pixel - centre) / sigma[:, None, None]) ** 2)  # [n, length, length + 2 radius]
+    weight = torch.exp(
+        -0.5 * ((pixel - centre) / sigma[:, None, None]) ** 2
+    )  # [n, length, length + 2 radius]
     weight = weight * (weight > 1e-9)  # denormal numbers would make the matrix products ten times slower
     weight = weight / weight.sum(-1, keepdim=True)
     before, inside, after = weight.split([radius, length, radius], dim=-1)

@@ -1,4 +1,5 @@
 """Checkpoints in the released form: {epoch, state_dict, best_acc, optimizer, iteration}, read without running code."""
+
 import os
 import pickle
 import re
@@ -22,11 +23,16 @@ def save_atomically(content: Any, path: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into an obscure RuntimeError
+    except (
+        OSError,
+        RuntimeError,
+    ) as error:  # torch's zip writer turns a full disk into an obscure RuntimeError
         free = shutil.disk_usage(path.parent).free / 1e6
         temporary.unlink(missing_ok=True)
-        raise UserError(f"cannot save {path}: {error} ({free:.0f} MB of disk were left); the checkpoints saved before "
-                        "are unharmed: make room, then --resume auto goes on from the last") from error
+        raise UserError(
+            f"cannot save {path}: {error} ({free:.0f} MB of disk were left); the checkpoints saved before "
+            "are unharmed: make room, then --resume auto goes on from the last"
+        ) from error
 
 
 def _numpy_scalar(dtype: np.dtype, data: bytes) -> np.generic:
@@ -37,8 +43,10 @@ def _numpy_scalar(dtype: np.dtype, data: bytes) -> np.generic:
 
 
 _SAFE = [
-    np.dtype, *(type(np.dtype(code)) for code in "?bhilqBHILQefd"),
-    (_numpy_scalar, "numpy.core.multiarray.scalar"), (_numpy_scalar, "numpy._core.multiarray.scalar"),
+    np.dtype,
+    *(type(np.dtype(code)) for code in "?bhilqBHILQefd"),
+    (_numpy_scalar, "numpy.core.multiarray.scalar"),
+    (_numpy_scalar, "numpy._core.multiarray.scalar"),
 ]
 
 
@@ -71,15 +79,32 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 def describe(state: dict[str, Tensor]) -> str:
     """In words, which network and model a state dict seems to be."""
     keys = " ".join(state)
-    network = ("s3dg" if "gating_b0" in keys else "s3d" if "Conv_1a" in keys else "r50" if "layer4.2" in keys else
-               "an unknown network")
-    model = ("CoCLR" if "sampler." in keys else "UberNCE" if "queue_label" in keys else
-             "InfoNCE" if "encoder_q." in keys else "a classifier" if "final_fc." in keys else "an unknown model")
+    network = (
+        "s3dg"
+        if "gating_b0" in keys
+        else "s3d"
+        if "Conv_1a" in keys
+        else "r50"
+        if "layer4.2" in keys
+        else "an unknown network"
+    )
+    model = (
+        "CoCLR"
+        if "sampler." in keys
+        else "UberNCE"
+        if "queue_label" in keys
+        else "InfoNCE"
+        if "encoder_q." in keys
+        else "a classifier"
+        if "final_fc." in keys
+        else "an unknown model"
+    )
     return f"{model} on {network}"
 
 
-def load_state(module: nn.Module, state: dict[str, Tensor], path: str | Path,
-               whole: dict[str, Tensor] | None = None) -> None:
+def load_state(
+    module: nn.Module, state: dict[str, Tensor], path: str | Path, whole: dict[str, Tensor] | None = None
+) -> None:
     """Load ``state``, a part of the ``whole`` state of a checkpoint or all of it, strictly into ``module``.
 
     UserError, saying what the checkpoint seems to be, when it does not fit.
@@ -89,27 +114,34 @@ def load_state(module: nn.Module, state: dict[str, Tensor], path: str | Path,
     wrong = sorted(dict(shapes[0].items() ^ shapes[1].items()))
     if wrong:
         fitting = len(own) - len(own.keys() & wrong)
-        raise UserError(f"{path} does not fit: it seems to be {describe(whole or state)}; {fitting} of the {len(own)} "
-                        f"tensors wanted for {describe(own)} match, {wrong[0]} does not; check --net, --model, "
-                        "--moco-k and --moco-dim")
+        raise UserError(
+            f"{path} does not fit: it seems to be {describe(whole or state)}; {fitting} of the {len(own)} "
+            f"tensors wanted for {describe(own)} match, {wrong[0]} does not; check --net, --model, "
+            "--moco-k and --moco-dim"
+        )
     module.load_state_dict(state)
 
 
 def encoder_state(checkpoint: dict[str, Any], prefix: str = "encoder_q.") -> dict[str, Tensor]:
     """The part of a checkpoint's state dict under ``prefix``, without the prefix."""
-    return {key[len(prefix):]: value for key, value in checkpoint["state_dict"].items() if key.startswith(prefix)}
+    return {
+        key[len(prefix) :]: value for key, value in checkpoint["state_dict"].items() if key.startswith(prefix)
+    }
 
 
 def optimizer_state_per_parameter(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Any]:
     """The optimiser's state in the released form: one group per parameter of ``model``, frozen ones included."""
     parameters, first = list(model.parameters()), optimizer.param_groups[0]
     group_of = {p: group for group in optimizer.param_groups for p in group["params"]}
-    return {"state": {i: optimizer.state[p] for i, p in enumerate(parameters) if p in optimizer.state},
-            "param_groups": [{**group_of.get(p, first), "params": [i]} for i, p in enumerate(parameters)]}
+    return {
+        "state": {i: optimizer.state[p] for i, p in enumerate(parameters) if p in optimizer.state},
+        "param_groups": [{**group_of.get(p, first), "params": [i]} for i, p in enumerate(parameters)],
+    }
 
 
-def load_optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module, saved: dict[str, Any],
-                         path: str | Path) -> None:
+def load_optimizer_state(
+    optimizer: torch.optim.Optimizer, model: nn.Module, saved: dict[str, Any], path: str | Path
+) -> None:
     """Load a state saved with one group per parameter (of all, or of the trainable ones) into grouped parameters.
 
     Hyperparameters stay those of ``optimizer``. Raises UserError when the saved state does not fit.
@@ -118,14 +150,18 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module, sav
     everything = list(model.parameters())
     trainable = [p for p in everything if p.requires_grad]
     if len(ids) not in (len(everything), len(trainable)):
-        raise UserError(f"{path}: its optimiser knows {len(ids)} parameters, the model has {len(everything)} "
-                        f"({len(trainable)} trainable); it belongs to another model")
+        raise UserError(
+            f"{path}: its optimiser knows {len(ids)} parameters, the model has {len(everything)} "
+            f"({len(trainable)} trainable); it belongs to another model"
+        )
     saved_id = dict(zip(everything if len(ids) == len(everything) else trainable, ids, strict=True))
     state = {}
     for i, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
         entry = saved["state"].get(saved_id[parameter], {})
         if any(isinstance(v, Tensor) and v.dim() > 0 and v.shape != parameter.shape for v in entry.values()):
-            raise UserError(f"{path}: its optimiser state does not fit the model's parameters; it belongs to another")
+            raise UserError(
+                f"{path}: its optimiser state does not fit the model's parameters; it belongs to another"
+            )
         if entry:
             state[i] = entry
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
@@ -147,7 +183,9 @@ class CheckpointFolder:
 
     def _numbered(self, stem: str) -> list[tuple[int, Path]]:
         pattern = re.compile(rf"^{stem}(\d+)\.pth\.tar$")
-        found = [(match, path) for path in self.folder.glob(f"{stem}*") if (match := pattern.match(path.name))]
+        found = [
+            (match, path) for path in self.folder.glob(f"{stem}*") if (match := pattern.match(path.name))
+        ]
         return sorted((int(match[1]), path) for match, path in found)
 
     def save_epoch(self, content: dict[str, Any], epoch: int, is_best: bool) -> None:
@@ -162,7 +200,7 @@ class CheckpointFolder:
             except OSError:
                 save_atomically(content, best)
         older = [] if self.keep_all else [old for number, old in self._numbered("epoch") if number < epoch]
-        worse = [old for _, old in self._numbered("model_best_epoch")[:-self.BEST_KEPT]]
+        worse = [old for _, old in self._numbered("model_best_epoch")[: -self.BEST_KEPT]]
         leftovers = self.folder.glob(".*.part")  # of a killed process
         for unneeded in (*older, *worse, *leftovers, self.folder / self.INTERRUPTED):
             unneeded.unlink(missing_ok=True)

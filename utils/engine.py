@@ -1,4 +1,5 @@
 """The training loop that every main shares; a main brings its model, its data and its step."""
+
 import argparse
 import fcntl
 import logging
@@ -82,17 +83,22 @@ def run_folder(args: argparse.Namespace, run_name: str, world: World) -> tuple[P
                 (folder / part).mkdir(parents=True, exist_ok=True)
             lock = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR)
         except OSError as error:
-            raise UserError(f"cannot write to {folder}: {error.strerror}; choose another place or --prefix") from error
+            raise UserError(
+                f"cannot write to {folder}: {error.strerror}; choose another place or --prefix"
+            ) from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # held until the process ends
         except OSError as error:
-            raise UserError(f"another run is writing to {folder}; wait for it or choose another "
-                            "--name_prefix") from error
+            raise UserError(
+                f"another run is writing to {folder}; wait for it or choose another --name_prefix"
+            ) from error
     newest = CheckpointFolder(folder / "model").newest()
     if world.is_main:
         if newest and not args.resume:
-            raise UserError(f"{newest} exists: --resume auto goes on from it; for a new run choose another "
-                            "--name_prefix or remove the folder")
+            raise UserError(
+                f"{newest} exists: --resume auto goes on from it; for a new run choose another "
+                "--name_prefix or remove the folder"
+            )
         log_to_file(folder / "log.txt")
     if args.resume == "auto" and not newest:
         log.info("--resume auto: no checkpoint in %s yet, starting anew", folder)
@@ -119,17 +125,36 @@ class Trainer:
         extra: further entries of every checkpoint.
     """
 
-    def __init__(self, args: argparse.Namespace, world: World, model: nn.Module, groups: list[dict[str, Any]],
-                 make_optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer], step: Step,
-                 loader: DataLoader, folder: Path, resume: Path | None = None, keep_all: bool = False,
-                 best: str = "top1", validate: Callable[[int], dict[str, float]] | None = None,
-                 extra: dict[str, Any] | None = None):
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        world: World,
+        model: nn.Module,
+        groups: list[dict[str, Any]],
+        make_optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer],
+        step: Step,
+        loader: DataLoader,
+        folder: Path,
+        resume: Path | None = None,
+        keep_all: bool = False,
+        best: str = "top1",
+        validate: Callable[[int], dict[str, float]] | None = None,
+        extra: dict[str, Any] | None = None,
+    ):
         self.args, self.world, self.step, self.loader, self.best, self.validate = (
-            args, world, step, loader, best, validate)
+            args,
+            world,
+            step,
+            loader,
+            best,
+            validate,
+        )
         self.batches = loader.batch_sampler
         if self.batches.batches_per_epoch() == 0:
-            raise UserError(f"{self.batches.length} videos are fewer than one batch of {args.batch_size} on each of "
-                            f"{world.size} processes; lower --batch_size")
+            raise UserError(
+                f"{self.batches.length} videos are fewer than one batch of {args.batch_size} on each of "
+                f"{world.size} processes; lower --batch_size"
+            )
         self.folder, self.extra = folder, extra or {}
         self.checkpoints = CheckpointFolder(folder / "model", keep_all)
         memory_format = torch.channels_last_3d if args.channels_last else torch.contiguous_format
@@ -147,8 +172,9 @@ class Trainer:
         if world.size > 1:
             ids = [world.device.index] if world.device.type == "cuda" else None
             # each rank keeps its own running statistics, which training never reads; rank 0's are saved
-            self.parallel = DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False,
-                                                    gradient_as_bucket_view=True)
+            self.parallel = DistributedDataParallel(
+                model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
 
     def _resume(self, path: Path) -> None:
         saved = load_checkpoint(path)
@@ -164,8 +190,13 @@ class Trainer:
         self.meters = Meters(**saved.get("meters", {}))
         if not self.args.reset_lr:
             self.base_lr = float(saved.get("options", {}).get("lr", self.args.lr))
-        log.info("resumed from %s: epoch %d, batch %d, iteration %d", path, self.epoch, self.first_batch,
-                 self.iteration)
+        log.info(
+            "resumed from %s: epoch %d, batch %d, iteration %d",
+            path,
+            self.epoch,
+            self.first_batch,
+            self.iteration,
+        )
 
     def _content(self, epoch: int, batches: int) -> dict[str, Any]:
         """A checkpoint: ``epoch`` is the last finished one, counted from 0; ``batches`` steps of the next are done."""
@@ -200,8 +231,10 @@ class Trainer:
         except RuntimeError as error:
             if not (dist.is_initialized() and LOST_PROCESS.search(str(error))):
                 raise
-            raise UserError(f"another process of this run ended ({str(error).splitlines()[0][:120]}); the checkpoints "
-                            "stand: the same command with --resume auto goes on from the last") from error
+            raise UserError(
+                f"another process of this run ended ({str(error).splitlines()[0][:120]}); the checkpoints "
+                "stand: the same command with --resume auto goes on from the last"
+            ) from error
         finally:
             stop.restore()
             if scalars:
@@ -212,8 +245,16 @@ class Trainer:
         self.batches.start_at(epoch, self.first_batch)
         batches, total = iter(self.loader), self.batches.batches_per_epoch()
         quiet = None if self.world.is_main else True  # None: where it is not a terminal
-        for number in tqdm(range(self.first_batch, total), f"epoch {epoch}", total, initial=self.first_batch,
-                           disable=quiet, leave=False, dynamic_ncols=True, unit="batch"):
+        for number in tqdm(
+            range(self.first_batch, total),
+            f"epoch {epoch}",
+            total,
+            initial=self.first_batch,
+            disable=quiet,
+            leave=False,
+            dynamic_ncols=True,
+            unit="batch",
+        ):
             start = time.perf_counter()
             batch = next(batches)
             yield number, batch, time.perf_counter() - start
@@ -280,12 +321,20 @@ class Trainer:
         for back, (scalars, index) in enumerate(zip(steps, indices, strict=True)):
             if not math.isfinite(scalars.get("loss", 0.0)):
                 videos = [self.loader.dataset.videos.names[i] for i in index.tolist()]
-                raise UserError(f"loss is {scalars['loss']} at step {self.iteration - len(steps) + back} (lr {lr:g}), "
-                                f"batch of rank {self.world.rank}: {', '.join(videos)}; nothing was saved; lower --lr "
-                                "or use --precision fp32")
+                raise UserError(
+                    f"loss is {scalars['loss']} at step {self.iteration - len(steps) + back} (lr {lr:g}), "
+                    f"batch of rank {self.world.rank}: {', '.join(videos)}; nothing was saved; lower --lr "
+                    "or use --precision fp32"
+                )
 
-    def _record(self, epoch: int, done: int, steps: list[dict[str, float]], speed: dict[str, float],
-                scalars: Scalars | None) -> None:
+    def _record(
+        self,
+        epoch: int,
+        done: int,
+        steps: list[dict[str, float]],
+        speed: dict[str, float],
+        scalars: Scalars | None,
+    ) -> None:
         if not scalars:
             return
         for iteration, values in enumerate(steps, self.iteration - len(steps)):
@@ -298,9 +347,16 @@ class Trainer:
             total = self.batches.batches_per_epoch()
             left = (self.args.epochs - epoch) * total - done
             seconds = left * self.args.batch_size * self.world.size / speed["clips_per_second"]
-            log.info("epoch %d, step %d/%d: %s, %.1f clips/s, data wait %.0f %%, %s left", epoch, done, total,
-                     as_text(steps[-1], 4), speed["clips_per_second"], 100 * speed["data_wait"],
-                     tqdm.format_interval(seconds))
+            log.info(
+                "epoch %d, step %d/%d: %s, %.1f clips/s, data wait %.0f %%, %s left",
+                epoch,
+                done,
+                total,
+                as_text(steps[-1], 4),
+                speed["clips_per_second"],
+                100 * speed["data_wait"],
+                tqdm.format_interval(seconds),
+            )
 
     def _end_epoch(self, epoch: int, means: dict[str, float], scalars: Scalars | None) -> None:
         is_saved = (epoch + 1) % self.args.save_freq == 0 or epoch == self.args.epochs - 1
@@ -320,8 +376,11 @@ class Trainer:
         """Save in the middle of an epoch and exit."""
         if self.world.is_main:
             path = self.checkpoints.save_interrupted(self._content(epoch - 1, batches=self.first_batch))
-            log.warning("stopped by %s; saved %s; the same command with --resume auto goes on from there",
-                        signal.Signals(number).name, path)
+            log.warning(
+                "stopped by %s; saved %s; the same command with --resume auto goes on from there",
+                signal.Signals(number).name,
+                path,
+            )
         sys.exit(128 + number)
 
 
@@ -329,5 +388,7 @@ def augment_batch(batch: Batch, device: torch.device, channels_last: bool) -> Te
     """Augment ``ClipDataset`` items on ``device``: uint8 [B, V, streams, T, S, S, 3] -> [B, V, streams, 3, T, S, S]."""
     clips = batch["clips"].to(device, non_blocking=True)
     shape = clips.shape[:3]
-    draws = {name: draw.flatten(0, 1).repeat_interleave(shape[2], dim=0) for name, draw in batch["draws"].items()}
+    draws = {
+        name: draw.flatten(0, 1).repeat_interleave(shape[2], dim=0) for name, draw in batch["draws"].items()
+    }
     return augment(clips.flatten(0, 2), draws, channels_last).unflatten(0, shape)

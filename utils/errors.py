@@ -1,4 +1,5 @@
 """Errors that reach a user as one line."""
+
 import functools
 import os
 import sys
@@ -18,7 +19,9 @@ def one_line_errors(main):
             sys.stdout.flush()  # where a reader that left early is noticed
             return result
         except UserError as error:
-            message = str(error).rpartition(f"{UserError.__module__}.UserError: ")[2]  # a loader's holds its traceback
+            message = str(error).rpartition(f"{UserError.__module__}.UserError: ")[
+                2
+            ]  # a loader's holds its traceback
             print(f"error: {message.strip()}", file=sys.stderr, flush=True)
             sys.exit(2)
         except KeyboardInterrupt:

@@ -1,4 +1,5 @@
 """Processes and devices: one process, torchrun, torch.distributed.launch or SLURM, on GPUs or a CPU."""
+
 import argparse
 import ctypes
 import logging
@@ -39,14 +40,18 @@ def _place(args: argparse.Namespace) -> tuple[int, int, int]:
         local = env.get("LOCAL_RANK", args.local_rank if args.local_rank is not None else 0)
         return int(env["RANK"]), int(env["WORLD_SIZE"]), int(local)
     if int(env.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in env:
-        first_host = re.match(r"[^,\[]+(\[\d+)?", env.get("SLURM_STEP_NODELIST", env.get("SLURM_JOB_NODELIST", "")))
+        first_host = re.match(
+            r"[^,\[]+(\[\d+)?", env.get("SLURM_STEP_NODELIST", env.get("SLURM_JOB_NODELIST", ""))
+        )
         env.setdefault("MASTER_ADDR", first_host[0].replace("[", "") if first_host else "127.0.0.1")
         env.setdefault("MASTER_PORT", str(20000 + int(env.get("SLURM_JOB_ID", 0)) % 20000))
         return int(env["SLURM_PROCID"]), int(env["SLURM_NTASKS"]), int(env.get("SLURM_LOCALID", 0))
     if args.world_size > 1:
         if args.rank < 0:
-            raise UserError(f"--world-size {args.world_size} needs --rank 0...{args.world_size - 1} "
-                            "and --dist-url tcp://HOST:PORT, or a launcher such as torchrun")
+            raise UserError(
+                f"--world-size {args.world_size} needs --rank 0...{args.world_size - 1} "
+                "and --dist-url tcp://HOST:PORT, or a launcher such as torchrun"
+            )
         return args.rank, args.world_size, args.local_rank or 0
     return 0, 1, args.local_rank or 0
 
@@ -63,7 +68,7 @@ def set_up_cpu() -> None:
     set_option = getattr(ctypes.CDLL(None), "mallopt", None)  # of glibc
     if set_option:
         set_option(M_MMAP_MAX, 0)
-        set_option(M_TRIM_THRESHOLD, 2 ** 31 - 1)
+        set_option(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def start(args: argparse.Namespace) -> World:
@@ -73,13 +78,19 @@ def start(args: argparse.Namespace) -> World:
     if torch.cuda.is_available() and args.gpu != -1:
         index = args.gpu if args.gpu is not None and size == 1 else local_rank
         if index >= torch.cuda.device_count():
-            raise UserError(f"process {rank} wants GPU {index}, but {torch.cuda.device_count()} are visible; start one "
-                            "process per GPU (--nproc_per_node) or set CUDA_VISIBLE_DEVICES")
+            raise UserError(
+                f"process {rank} wants GPU {index}, but {torch.cuda.device_count()} are visible; start one "
+                "process per GPU (--nproc_per_node) or set CUDA_VISIBLE_DEVICES"
+            )
         device = torch.device("cuda", index)
         torch.cuda.set_device(device)
         if size == 1 and torch.cuda.device_count() > 1:
-            log.warning("%d GPUs are visible, one process uses one of them; start one process per GPU: torchrun "
-                        "--nproc_per_node=%d ...", torch.cuda.device_count(), torch.cuda.device_count())
+            log.warning(
+                "%d GPUs are visible, one process uses one of them; start one process per GPU: torchrun "
+                "--nproc_per_node=%d ...",
+                torch.cuda.device_count(),
+                torch.cuda.device_count(),
+            )
     else:
         device = torch.device("cpu")
         if rank == 0 and args.gpu != -1:
@@ -88,7 +99,9 @@ def start(args: argparse.Namespace) -> World:
         set_up_cpu()
     if size > 1:
         # names of torch 2.14, which 2.11 lacks; and strides of 1x1x1 kernels, which mean nothing
-        warnings.filterwarnings("ignore", ".*(broadcast_buffers|all_gather_into_tensor)` is deprecated", FutureWarning)
+        warnings.filterwarnings(
+            "ignore", ".*(broadcast_buffers|all_gather_into_tensor)` is deprecated", FutureWarning
+        )
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
         backend = args.dist_backend or ("nccl" if device.type == "cuda" else "gloo")
         if backend == "nccl" and device.type == "cpu":

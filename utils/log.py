@@ -1,4 +1,5 @@
 """One logger, on rank 0, to the console and the run's log file."""
+
 import logging
 import sys
 from pathlib import Path
@@ -17,7 +18,9 @@ def start_logging(is_main: bool) -> None:
     """Set up the project's logger; other ranks show warnings only."""
     log = logging.getLogger("coclr")
     log.handlers.clear()
-    logging.raiseExceptions = False  # a full disk may cut the log short, but neither fills the console nor ends the run
+    logging.raiseExceptions = (
+        False  # a full disk may cut the log short, but neither fills the console nor ends the run
+    )
     handler = _TqdmHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     log.addHandler(handler)

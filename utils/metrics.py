@@ -1,4 +1,5 @@
 """Meters that read the device rarely, and accuracies."""
+
 from collections import defaultdict
 
 import torch

@@ -1,4 +1,5 @@
 """Mixed precision: autocast by name, and refusal of what the device computes wrongly."""
+
 import copy
 
 import torch
@@ -17,8 +18,9 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
-def refuse_unsound_precision(precision: str, device: torch.device, encoder: nn.Module,
-                             clip_shape: tuple[int, ...]) -> None:
+def refuse_unsound_precision(
+    precision: str, device: torch.device, encoder: nn.Module, clip_shape: tuple[int, ...]
+) -> None:
     """On a CPU, refuse fp16, and bf16 if its gradient of ``encoder``, channels-last, is not nearly fp32's.
 
     One pass in each on the same smooth clips [B, 3, T, H, W], in training mode. bf16 weight gradients of some CPUs are
@@ -42,5 +44,7 @@ def refuse_unsound_precision(precision: str, device: torch.device, encoder: nn.M
     cosine = F.cosine_similarity(*gradients, dim=0).item()
     if not cosine >= LEAST_COSINE:  # nor NaN
         size = "x".join(map(str, clip_shape[2:]))
-        raise UserError(f"--precision {precision} on this CPU: its gradient for clips of {size} has a cosine of "
-                        f"{cosine:.2f} to that of fp32, {LEAST_COSINE} is wanted; use --precision fp32 or a GPU")
+        raise UserError(
+            f"--precision {precision} on this CPU: its gradient for clips of {size} has a cosine of "
+            f"{cosine:.2f} to that of fp32, {LEAST_COSINE} is wanted; use --precision fp32 or a GPU"
+        )

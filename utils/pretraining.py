@@ -1,4 +1,5 @@
 """What main_nce and main_coclr share: everything but the model's step and how its encoders start."""
+
 import argparse
 import logging
 from collections.abc import Callable
@@ -22,16 +23,22 @@ def check_options(args: argparse.Namespace, world: World) -> None:
         raise UserError("--test is not for pretraining; evaluate with main_classifier.py --test CKPT")
     global_batch = args.batch_size * world.size
     if args.moco_k % global_batch:
-        raise UserError(f"--moco-k {args.moco_k} is not divisible by the global batch of {global_batch} "
-                        f"(--batch_size {args.batch_size} x {world.size} processes); change one of them")
+        raise UserError(
+            f"--moco-k {args.moco_k} is not divisible by the global batch of {global_batch} "
+            f"(--batch_size {args.batch_size} x {world.size} processes); change one of them"
+        )
     if args.bn_splits is None:
         args.bn_splits = 2 if world.size == 1 and args.batch_size % 2 == 0 else 1
     if args.batch_size % args.bn_splits:
         raise UserError(f"--bn_splits {args.bn_splits} does not divide --batch_size {args.batch_size}")
-    values = args.batch_size // args.bn_splits * feature_shape(args.net, args.seq_len, args.img_dim)[1:].numel()
+    values = (
+        args.batch_size // args.bn_splits * feature_shape(args.net, args.seq_len, args.img_dim)[1:].numel()
+    )
     if values == 1:
-        raise UserError(f"--batch_size {args.batch_size} --bn_splits {args.bn_splits} leaves one value per channel to "
-                        "normalise; raise --batch_size, --seq_len or --img_dim")
+        raise UserError(
+            f"--batch_size {args.batch_size} --bn_splits {args.bn_splits} leaves one value per channel to "
+            "normalise; raise --batch_size, --seq_len or --img_dim"
+        )
 
 
 def load_encoder(encoder: nn.Module, path: str) -> int:
@@ -44,12 +51,21 @@ def load_encoder(encoder: nn.Module, path: str) -> int:
     return int(checkpoint.get("epoch", -1))
 
 
-def pretrain(args: argparse.Namespace, world: World, model: nn.Module, step: Step,
-             loader: torch.utils.data.DataLoader, method: str, start: Callable[[], None]) -> None:
+def pretrain(
+    args: argparse.Namespace,
+    world: World,
+    model: nn.Module,
+    step: Step,
+    loader: torch.utils.data.DataLoader,
+    method: str,
+    start: Callable[[], None],
+) -> None:
     """Train ``model`` up to --epochs, from ``start()`` unless resumed."""
     # as the released runs were named
-    name = (f"{args.name_prefix}{method}_k{args.moco_k}_{args.dataset}-{args.img_dim}_{args.net}_bs{args.batch_size}"
-            f"_lr{args.lr}_seq{args.num_seq}_len{args.seq_len}_ds{args.ds}")
+    name = (
+        f"{args.name_prefix}{method}_k{args.moco_k}_{args.dataset}-{args.img_dim}_{args.net}_bs{args.batch_size}"
+        f"_lr{args.lr}_seq{args.num_seq}_len{args.seq_len}_ds{args.ds}"
+    )
     folder, resume = run_folder(args, name, world)
     if resume is None:
         start()
@@ -58,12 +74,28 @@ def pretrain(args: argparse.Namespace, world: World, model: nn.Module, step: Ste
             log.info("compiling %s", name)
             child.compile()
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    trainer = Trainer(args, world, model, [{"params": trainable}],
-                      lambda groups: torch.optim.Adam(groups, lr=args.lr, weight_decay=args.wd, fused=True),
-                      step, loader, folder, resume, keep_all=args.dataset.startswith("k400"))
+    trainer = Trainer(
+        args,
+        world,
+        model,
+        [{"params": trainable}],
+        lambda groups: torch.optim.Adam(groups, lr=args.lr, weight_decay=args.wd, fused=True),
+        step,
+        loader,
+        folder,
+        resume,
+        keep_all=args.dataset.startswith("k400"),
+    )
     shape = (args.batch_size, 3, args.seq_len, args.img_dim, args.img_dim)
     refuse_unsound_precision(args.precision, world.device, model.encoder_q, shape)  # with the weights loaded
-    log.info("%s: %d videos, %d steps per epoch on %d process%s (%s), batch norm in groups of %d", folder,
-             len(loader.dataset), trainer.batches.batches_per_epoch(), world.size, "es" * (world.size > 1),
-             world.device, args.batch_size // args.bn_splits)
+    log.info(
+        "%s: %d videos, %d steps per epoch on %d process%s (%s), batch norm in groups of %d",
+        folder,
+        len(loader.dataset),
+        trainer.batches.batches_per_epoch(),
+        world.size,
+        "es" * (world.size > 1),
+        world.device,
+        args.batch_size // args.bn_splits,
+    )
     trainer.fit()

@@ -1,4 +1,5 @@
 """Weights by path, URL or released name: downloaded once into a cache."""
+
 import fcntl
 import hashlib
 import http.client
@@ -54,8 +55,10 @@ def fetch(source: str, offline: bool = False) -> Path:
             if not path.is_file():
                 _download(url, path)
     except (OSError, http.client.HTTPException, ValueError) as error:
-        raise UserError(f"cannot download {url}: {error}; fetch it by hand to {path}, or set $COCLR_WEIGHTS_URL to a "
-                        "mirror of the released files") from error
+        raise UserError(
+            f"cannot download {url}: {error}; fetch it by hand to {path}, or set $COCLR_WEIGHTS_URL to a "
+            "mirror of the released files"
+        ) from error
     return path
 
 
@@ -66,7 +69,9 @@ def _download(url: str, path: Path) -> None:
     try:
         with urllib.request.urlopen(url, timeout=60) as answer, open(partial, "wb") as file:
             expected = int(answer.headers.get("Content-Length") or 0)
-            with tqdm.wrapattr(answer, "read", expected or None, desc=path.name, leave=False, disable=None) as content:
+            with tqdm.wrapattr(
+                answer, "read", expected or None, desc=path.name, leave=False, disable=None
+            ) as content:
                 shutil.copyfileobj(content, file)
         if expected and partial.stat().st_size != expected:
             raise OSError(f"it ended after {partial.stat().st_size} of {expected} bytes")

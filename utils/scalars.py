@@ -1,4 +1,5 @@
 """The scalars of a run, in a file and for tensorboard; apart from the log, since tensorboardX imports torch."""
+
 import contextlib
 import json
 import time
@@ -23,12 +24,16 @@ class Scalars:
         self._lines = open(folder / "scalars.jsonl", "a", encoding="utf-8")
         self._events = EventsWriter(str(folder / "img" / "events"))
         # START: tensorboard drops what an earlier run wrote from here on
-        self._pending = [Event(wall_time=time.time(), step=first_step, session_log=SessionLog(status=SessionLog.START))]
+        self._pending = [
+            Event(wall_time=time.time(), step=first_step, session_log=SessionLog(status=SessionLog.START))
+        ]
 
     def add(self, group: str, values: Mapping[str, float], step: int) -> None:
         """Show ``values`` in tensorboard as GROUP/NAME at ``step``."""
-        self._pending += [Event(wall_time=time.time(), step=step, summary=scalar(f"{group}/{name}", value))
-                          for name, value in values.items()]
+        self._pending += [
+            Event(wall_time=time.time(), step=step, summary=scalar(f"{group}/{name}", value))
+            for name, value in values.items()
+        ]
 
     def add_line(self, **record: float) -> None:
         """Append a line to scalars.jsonl."""
@@ -45,8 +50,10 @@ class Scalars:
             self._lines.flush()
             self._events.flush()
         except OSError as error:
-            raise UserError(f"cannot write to {self.folder}: {error.strerror}; the checkpoints stand: make room, then "
-                            "the same command with --resume auto goes on from the last") from error
+            raise UserError(
+                f"cannot write to {self.folder}: {error.strerror}; the checkpoints stand: make room, then "
+                "the same command with --resume auto goes on from the last"
+            ) from error
         self._pending.clear()
 
     def close(self) -> None:

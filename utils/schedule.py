@@ -1,4 +1,5 @@
 """Learning rates, as pure functions of the epoch."""
+
 import math
 
 

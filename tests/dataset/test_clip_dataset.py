@@ -64,7 +64,12 @@ def test_item_shapes(root):
     assert item["clips"].shape == (2, 2, 4, 16, 16, 3)
     assert item["clips"].dtype == torch.uint8
     assert {name: tuple(draw.shape) for name, draw in item["draws"].items()} == {
-        "jitter_order": (2, 4), "jitter_factors": (2, 4), "grey_channel": (2, 4), "blur_sigma": (2,), "flip": (2,)}
+        "jitter_order": (2, 4),
+        "jitter_factors": (2, 4),
+        "grey_channel": (2, 4),
+        "blur_sigma": (2,),
+        "flip": (2,),
+    }
     assert item["broken"] == ""
 
 
@@ -76,7 +81,9 @@ def test_draws_repeat_for_equal_keys_and_differ_otherwise(root):
     same = sum(torch.equal(data[1, i]["clips"], data[2, i]["clips"]) for i in range(len(videos)))
     same += sum(torch.equal(data[1, i]["clips"], other[1, i]["clips"]) for i in range(len(videos)))
     assert same == 0
-    factors = torch.stack([data[e, i]["draws"]["jitter_factors"] for e in range(5) for i in range(len(videos))])
+    factors = torch.stack(
+        [data[e, i]["draws"]["jitter_factors"] for e in range(5) for i in range(len(videos))]
+    )
     drawn = factors[(factors != torch.tensor([1.0, 1, 1, 0])).any(-1)]
     assert len(drawn) > 20
     assert len(drawn.unique(dim=0)) == len(drawn), "every strong clip has its own jitter"
@@ -87,7 +94,9 @@ def test_workers_and_ranks_change_nothing_but_who_draws(root):
     videos = open_tiny(root)
 
     def batches(workers, rank, size, batch):
-        loader = make_loader(ClipDataset(videos, 4, 2, 16, seed=0), batch, workers, rank, size, torch.device("cpu"))
+        loader = make_loader(
+            ClipDataset(videos, 4, 2, 16, seed=0), batch, workers, rank, size, torch.device("cpu")
+        )
         loader.batch_sampler.start_at(7)
         return list(loader)
 
@@ -102,9 +111,13 @@ def test_workers_and_ranks_change_nothing_but_who_draws(root):
 
 def test_only_the_frames_used_are_read_and_decoded_once(root, monkeypatch):
     decoded = []
-    monkeypatch.setattr(crop, "decode", lambda jpeg, original=crop.decode: decoded.append(jpeg) or original(jpeg))
+    monkeypatch.setattr(
+        crop, "decode", lambda jpeg, original=crop.decode: decoded.append(jpeg) or original(jpeg)
+    )
     videos = open_tiny(root)
-    one_clip = ClipDataset(videos, 4, 2, 16, seed=0, draw_views=lambda rng: (View(1, "strong"), View(1, "light")))
+    one_clip = ClipDataset(
+        videos, 4, 2, 16, seed=0, draw_views=lambda rng: (View(1, "strong"), View(1, "light"))
+    )
     for epoch in range(5):
         decoded.clear()
         one_clip[epoch, 0]
@@ -154,11 +167,17 @@ def test_ranks_share_an_epoch_without_overlap():
     assert len(seen) == len(set(seen)) == 48
 
 
-@pytest.mark.parametrize(("name", "meaning"), [
-    ("ucf101-2clip", ("ucf101", ("rgb",), 2)), ("ucf101-f-2clip", ("ucf101", ("flow",), 2)),
-    ("k400-2stream-2clip", ("k400", ("rgb", "flow"), 2)), ("hmdb51", ("hmdb51", ("rgb",), 1)),
-    ("k400-f", ("k400", ("flow",), 1)), ("my-set", ("my-set", ("rgb",), 1)),
-])
+@pytest.mark.parametrize(
+    ("name", "meaning"),
+    [
+        ("ucf101-2clip", ("ucf101", ("rgb",), 2)),
+        ("ucf101-f-2clip", ("ucf101", ("flow",), 2)),
+        ("k400-2stream-2clip", ("k400", ("rgb", "flow"), 2)),
+        ("hmdb51", ("hmdb51", ("rgb",), 1)),
+        ("k400-f", ("k400", ("flow",), 1)),
+        ("my-set", ("my-set", ("rgb",), 1)),
+    ],
+)
 def test_dataset_names(name, meaning):
     parsed = parse_name(name)
     assert (parsed.base, parsed.streams, parsed.clips) == meaning
@@ -193,7 +212,9 @@ def test_encoded_batches_decoded_on_the_device_are_those_of_the_workers(root, na
     videos = open_tiny(root, name)
     batches = []
     for encoded in (False, True):
-        loader = make_loader(ClipDataset(videos, 4, 2, 16, seed=0, encoded=encoded), 4, 0, 0, 1, torch.device("cpu"))
+        loader = make_loader(
+            ClipDataset(videos, 4, 2, 16, seed=0, encoded=encoded), 4, 0, 0, 1, torch.device("cpu")
+        )
         batches.append([loader.dataset.with_clips(batch, torch.device("cpu")) for batch in loader])
         assert all(("jpegs" in batch) == encoded for batch in batches[-1])
     for ours, theirs in zip(*batches, strict=True):
@@ -206,8 +227,14 @@ def test_a_jpeg_that_the_device_cannot_decode_is_left_out(root, monkeypatch, cap
     data = ClipDataset(open_tiny(root), 4, 2, 16, seed=0, encoded=True)
     read = type(data.videos.stores["rgb"]).read_frames
     broken = int(data.videos.positions["rgb"][1])
-    monkeypatch.setattr(type(data.videos.stores["rgb"]), "read_frames", lambda self, position, indices: [
-        jpeg[:jpeg.index(b"\xff\xda")] if position == broken else jpeg for jpeg in read(self, position, indices)])
+    monkeypatch.setattr(
+        type(data.videos.stores["rgb"]),
+        "read_frames",
+        lambda self, position, indices: [
+            jpeg[: jpeg.index(b"\xff\xda")] if position == broken else jpeg
+            for jpeg in read(self, position, indices)
+        ],
+    )
     logging.getLogger("coclr").propagate = True
     batch = data.with_clips(module.join_jpegs([data[5, 0], data[5, 1]]), torch.device("cpu"))
     assert "decoded on the CPU" in caplog.text

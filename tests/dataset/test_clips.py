@@ -24,9 +24,15 @@ def test_short_training_clip_is_padded_with_frame_0_on_the_left():
     assert train_clip(rng, frames=4, seq_len=4, ds=1).tolist() == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize(("frames", "seq_len", "ds", "starts"), [
-    (100, 32, 1, [0, 15, 30, 45, 60]), (33, 32, 1, [0]), (40, 8, 2, [0, 7, 14, 21]), (5, 2, 1, [0, 1, 2, 3]),
-])
+@pytest.mark.parametrize(
+    ("frames", "seq_len", "ds", "starts"),
+    [
+        (100, 32, 1, [0, 15, 30, 45, 60]),
+        (33, 32, 1, [0]),
+        (40, 8, 2, [0, 7, 14, 21]),
+        (5, 2, 1, [0, 1, 2, 3]),
+    ],
+)
 def test_windows_overlap_by_half(frames, seq_len, ds, starts):
     windows = test_windows(frames, seq_len, ds)
     assert windows[:, 0].tolist() == starts
@@ -41,5 +47,13 @@ def test_short_video_gives_one_padded_window():
 
 def test_which_videos_are_kept():
     frames = np.array([0, 16, 17, 18, 32, 33, 34])
-    assert long_enough(frames, 32, 1, whole_clip=False).tolist() == [False, False, False, True, True, True, True]
+    assert long_enough(frames, 32, 1, whole_clip=False).tolist() == [
+        False,
+        False,
+        False,
+        True,
+        True,
+        True,
+        True,
+    ]
     assert long_enough(frames, 32, 1, whole_clip=True).tolist() == [False] * 6 + [True]

@@ -55,8 +55,15 @@ def test_decode_equals_pillow(kind):
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"JPEG", b"\xff\xd8", b"\xff\xd8\xff" + bytes(40), JPEGS["plain"][:-30], JPEGS["plain"][:300],
-     cv2.imencode(".png", picture())[1].tobytes()],
+    [
+        b"",
+        b"JPEG",
+        b"\xff\xd8",
+        b"\xff\xd8\xff" + bytes(40),
+        JPEGS["plain"][:-30],
+        JPEGS["plain"][:300],
+        cv2.imencode(".png", picture())[1].tobytes(),
+    ],
     ids=["empty", "text", "marker only", "zeros", "end missing", "head only", "PNG"],
 )
 def test_decode_refuses_what_is_no_jpeg(data):
@@ -87,7 +94,9 @@ def test_crop_resize_equals_pillow(shape, box, size):
         cut = Image.fromarray(frame).crop((left, top, left + w, top + h))
         expected = np.asarray(cut.resize((size, size), Image.Resampling.BICUBIC))
         difference = np.abs(mine.astype(int) - expected)
-        assert (difference <= 2).mean() > 0.999  # the rest: overshoot at a hard edge, clamped between the passes
+        assert (
+            difference <= 2
+        ).mean() > 0.999  # the rest: overshoot at a hard edge, clamped between the passes
         assert difference.max() <= 12
         assert difference.mean() < 0.4
 
@@ -115,7 +124,9 @@ def test_box_scales_with_frames_of_another_size():
     assert (speck == torch.from_numpy(picture(1, 1))).all()
 
 
-@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"exif": rotated()}, {"restart_marker_rows": 1}])
+@pytest.mark.parametrize(
+    "options", [{}, {"progressive": True}, {"exif": rotated()}, {"restart_marker_rows": 1}]
+)
 def test_size_in_the_head_of_a_jpeg(options):
     for mode in ("RGB", "L", "CMYK"):
         assert frame_size(jpeg(Image.fromarray(picture(37, 50)).convert(mode), **options)) == (37, 50)
@@ -123,6 +134,13 @@ def test_size_in_the_head_of_a_jpeg(options):
 
 def test_no_size_in_what_is_no_jpeg():
     whole = jpeg(Image.fromarray(picture()))
-    for broken in (b"", b"\xff\xd8", b"GIF89a" * 9, whole[:40], b"\xff" * 99, b"\xff\xd8" + b"\xff\xe0\0\0" * 9):
+    for broken in (
+        b"",
+        b"\xff\xd8",
+        b"GIF89a" * 9,
+        whole[:40],
+        b"\xff" * 99,
+        b"\xff\xd8" + b"\xff\xe0\0\0" * 9,
+    ):
         with pytest.raises(ValueError, match="not a JPEG with a size"):
             frame_size(broken)

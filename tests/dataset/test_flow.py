@@ -30,8 +30,14 @@ def test_encoding_by_hand():
     image = encode_flow(flow)
     assert image.dtype == np.uint8
     # (128, y, x): no motion 127.5 -> 128; (f + 20) * 6.375
-    assert image[0].tolist() == [[128, 128, 128], [128, 191, 255], [128, 64, 0], [128, 0, 255], [128, 255, 0],
-                                 [128, 128, 134]]
+    assert image[0].tolist() == [
+        [128, 128, 128],
+        [128, 191, 255],
+        [128, 64, 0],
+        [128, 0, 255],
+        [128, 255, 0],
+        [128, 128, 134],
+    ]
     assert encode_flow(flow, bound=40)[0, 1].tolist() == [128, 159, 191]
 
 

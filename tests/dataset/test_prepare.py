@@ -36,7 +36,7 @@ def picture(seed: int, shift: int = 0, size: tuple[int, int] = (64, 48)) -> np.n
     """Smooth random BGR image [48, 64, 3] moved right by ``shift`` pixels."""
     noise = np.random.default_rng(seed).integers(0, 256, (size[1] + 40, size[0] + 80, 3), dtype=np.uint8)
     smooth = cv2.normalize(cv2.GaussianBlur(noise, (0, 0), 2.5), None, 0, 255, cv2.NORM_MINMAX)
-    return np.ascontiguousarray(smooth[20:20 + size[1], 60 - shift:60 - shift + size[0]])
+    return np.ascontiguousarray(smooth[20 : 20 + size[1], 60 - shift : 60 - shift + size[0]])
 
 
 def write_video(path: Path, frames: list[np.ndarray], fps: float = 30, code: str = "MJPG") -> Path:
@@ -61,8 +61,11 @@ def footage(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("footage") / "videos"
     for i in range(9):
         suffix, code = [("avi", "MJPG"), ("mp4", "mp4v"), ("avi", "MJPG")][i % 3]
-        write_video(folder / f"{'Run Walk ärger'.split()[i // 3]}/v {i}.{suffix}",
-                    [picture(i, 2 * t) for t in range(6 + i)], code=code)
+        write_video(
+            folder / f"{'Run Walk ärger'.split()[i // 3]}/v {i}.{suffix}",
+            [picture(i, 2 * t) for t in range(6 + i)],
+            code=code,
+        )
     return folder
 
 
@@ -70,7 +73,18 @@ NAMES = {f"{label}/v {i}": 6 + i for i, label in enumerate(["Run"] * 3 + ["Walk"
 
 
 def command(videos: Path, out: Path, *more: str) -> list[str]:
-    return [sys.executable, "-m", "dataset.prepare", "small", "--videos", str(videos), "--out", str(out), *FAST, *more]
+    return [
+        sys.executable,
+        "-m",
+        "dataset.prepare",
+        "small",
+        "--videos",
+        str(videos),
+        "--out",
+        str(out),
+        *FAST,
+        *more,
+    ]
 
 
 def run(videos: Path, out: Path, *more: str, **kwargs) -> subprocess.CompletedProcess:
@@ -99,13 +113,17 @@ def test_frames_and_flow_of_the_databases(undisturbed):
     rgb, flow = (VideoStore(undisturbed / f"{stream}.lmdb") for stream in ("rgb", "flow"))
     assert rgb.names == flow.names
     assert dict(zip(rgb.names, rgb.frame_counts().tolist(), strict=True)) == NAMES
-    assert dict(zip(flow.names, flow.frame_counts().tolist(), strict=True)) == {n: c - 1 for n, c in NAMES.items()}
+    assert dict(zip(flow.names, flow.frame_counts().tolist(), strict=True)) == {
+        n: c - 1 for n, c in NAMES.items()
+    }
     for position, name in enumerate(rgb.names):
         number = int(name.split()[-1])
         frames = rgb.read_frames(position, range(NAMES[name]))
         for t, jpeg in enumerate(frames):  # in order: each frame is nearest to the picture it shows
-            errors = [np.abs(rgb_image(jpeg).astype(int) - picture(number, 2 * s)[..., ::-1]).mean()
-                      for s in range(NAMES[name])]
+            errors = [
+                np.abs(rgb_image(jpeg).astype(int) - picture(number, 2 * s)[..., ::-1]).mean()
+                for s in range(NAMES[name])
+            ]
             assert np.argmin(errors) == t
             assert errors[t] < 8  # two lossy codecs
         image = rgb_image(flow.read_frames(position, [3])[0])
@@ -123,7 +141,14 @@ def test_report_classes_and_leftovers(undisturbed):
     assert report["process_seconds"] > report["flow_seconds"] > 0
     assert (undisturbed / "classes.txt").read_text(encoding="utf-8").split() == ["Run", "Walk", "ärger"]
     assert sorted(path.name for path in undisturbed.iterdir()) == [
-        "classes.txt", "flow.lmdb", "flow.lmdb-order", "left_out.txt", "prepared.json", "rgb.lmdb", "rgb.lmdb-order"]
+        "classes.txt",
+        "flow.lmdb",
+        "flow.lmdb-order",
+        "left_out.txt",
+        "prepared.json",
+        "rgb.lmdb",
+        "rgb.lmdb-order",
+    ]
 
 
 def test_finished_database_is_recognised_and_other_options_refused(footage, undisturbed):
@@ -136,7 +161,9 @@ def test_finished_database_is_recognised_and_other_options_refused(footage, undi
     assert "is finished: 9 videos, 0 left out" in result.stderr
     result = run(footage, undisturbed, "--quality", "50")
     assert result.returncode == 2
-    assert result.stderr.splitlines()[-1].startswith(f"error: {undisturbed} was begun with other options (--quality 90")
+    assert result.stderr.splitlines()[-1].startswith(
+        f"error: {undisturbed} was begun with other options (--quality 90"
+    )
     assert before == {path: path.stat().st_mtime_ns for path in undisturbed.iterdir()}
 
 
@@ -145,8 +172,13 @@ def test_killed_at_ten_random_moments_and_with_any_number_of_processes(footage, 
     while kills < 10 or not complete:
         # the whole group, the main process or one worker; a worker alone is replaced and the run goes on
         victim = ["group", "main", "worker"][kills % 3] if kills < 10 else None
-        process = subprocess.Popen(command(footage, out, "-j", str(rng.randint(1, 2))), cwd=ROOT,
-                                   stderr=subprocess.PIPE, text=True, start_new_session=True)
+        process = subprocess.Popen(
+            command(footage, out, "-j", str(rng.randint(1, 2))),
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
         try:
             _, stderr = process.communicate(timeout=rng.uniform(0.2, 1.2) if victim else None)
         except subprocess.TimeoutExpired:
@@ -195,10 +227,17 @@ def test_what_was_torn_is_done_again(footage, undisturbed, half):
 
 def test_several_machines_share_the_work_and_rank_0_merges(footage, undisturbed, tmp_path):
     out = tmp_path / "out"
-    ranks = [{"RANK": "0", "WORLD_SIZE": "3"}, {"RANK": "1", "WORLD_SIZE": "3"},
-             {"SLURM_PROCID": "2", "SLURM_NTASKS": "3"}]
-    processes = [subprocess.Popen(command(footage, out), cwd=ROOT, stderr=subprocess.PIPE, text=True,
-                                  env=os.environ | env) for env in ranks]
+    ranks = [
+        {"RANK": "0", "WORLD_SIZE": "3"},
+        {"RANK": "1", "WORLD_SIZE": "3"},
+        {"SLURM_PROCID": "2", "SLURM_NTASKS": "3"},
+    ]
+    processes = [
+        subprocess.Popen(
+            command(footage, out), cwd=ROOT, stderr=subprocess.PIPE, text=True, env=os.environ | env
+        )
+        for env in ranks
+    ]
     for process in processes:
         _, stderr = process.communicate()
         assert process.returncode == 0, stderr
@@ -223,7 +262,9 @@ def limit_files(size: int) -> None:
 def test_full_disk_loses_nothing(footage, undisturbed, half, tmp_path, merging):
     assert (undisturbed / "rgb.lmdb").stat().st_size > 150_000
     # merging: two shares, each well below the limit that the database exceeds
-    out, size, place = (half, 130_000, {"RANK": "0", "WORLD_SIZE": "2"}) if merging else (tmp_path / "new", 25_000, {})
+    out, size, place = (
+        (half, 130_000, {"RANK": "0", "WORLD_SIZE": "2"}) if merging else (tmp_path / "new", 25_000, {})
+    )
     result = run(footage, out, "-j", "1", env=os.environ | place, preexec_fn=lambda: limit_files(size))
     assert result.returncode == 2
     assert result.stderr.splitlines()[-1].startswith("error: cannot write")
@@ -239,7 +280,9 @@ def test_full_disk_loses_nothing(footage, undisturbed, half, tmp_path, merging):
 def test_full_file_system(footage, undisturbed, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=128k", "none", str(out)], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=128k", "none", str(out)], capture_output=True
+    ).returncode:
         pytest.skip("no right to mount")
     try:
         result = run(footage, out)
@@ -263,9 +306,9 @@ def test_broken_videos_are_named_and_left_out(tmp_path):
     write_video(videos / "b/one.avi", frames[:1])
     (videos / "b/zero.avi").write_bytes(b"")
     (videos / "b/text.avi").write_text("hello\n" * 1000)
-    (videos / "b/cut.avi").write_bytes(good.read_bytes()[:good.stat().st_size // 2])
+    (videos / "b/cut.avi").write_bytes(good.read_bytes()[: good.stat().st_size // 2])
     mp4 = write_video(tmp_path / "x.mp4", frames, code="mp4v").read_bytes()
-    (videos / "b/cut.mp4").write_bytes(mp4[:len(mp4) // 2])
+    (videos / "b/cut.mp4").write_bytes(mp4[: len(mp4) // 2])
     (videos / "b/noise.webm").write_bytes(np.random.default_rng(0).bytes(5000))
     write_sound(videos / "b/sound.mkv")
     (videos / "b/read me.txt").write_text("no video")
@@ -278,15 +321,28 @@ def test_broken_videos_are_named_and_left_out(tmp_path):
     assert result.returncode == 0, result.stderr
     assert "Traceback" not in result.stderr
     left_out = dict(line.split(": ", 1) for line in (out / "left_out.txt").read_text().splitlines())
-    reasons = {"a/good.mp4": "another video has this name", "b/one": "fewer than two frames",
-               "b/zero": "no frame", "b/text": "no frame", "b/noise": "no frame", "b/sound": "no frame",
-               "b/folder": "fewer than two frames", "'b/two\\nlines'": "rename it", "a/gone": "no such video",
-               "b/gone": "no such video"}
+    reasons = {
+        "a/good.mp4": "another video has this name",
+        "b/one": "fewer than two frames",
+        "b/zero": "no frame",
+        "b/text": "no frame",
+        "b/noise": "no frame",
+        "b/sound": "no frame",
+        "b/folder": "fewer than two frames",
+        "'b/two\\nlines'": "rename it",
+        "a/gone": "no such video",
+        "b/gone": "no such video",
+    }
     assert left_out.keys() == reasons.keys() | {"b/cut", "b/cut.mp4"}
-    assert {name: reason in left_out[name] for name, reason in reasons.items()} == dict.fromkeys(reasons, True)
+    assert {name: reason in left_out[name] for name, reason in reasons.items()} == dict.fromkeys(
+        reasons, True
+    )
     assert "cut short" in left_out["b/cut"]
     assert dict(zip((s := VideoStore(out / "rgb.lmdb")).names, s.frame_counts().tolist(), strict=True)) == {
-        "a/good": 20, "a/GOOD": 10, "b/good": 10}
+        "a/good": 20,
+        "a/GOOD": 10,
+        "b/good": 10,
+    }
     assert json.loads((out / "prepared.json").read_text())["left_out"] == 12
     assert "left out b/zero: no frame" in result.stderr
     assert (out / "trainlist01.txt").read_bytes() == (videos / "trainlist01.txt").read_bytes()
@@ -340,8 +396,12 @@ def test_unreadable_class_folder_is_named():
         if child == 0:
             os.setuid(65534)
             found, left_out = find_videos(videos)
-            os._exit(not ([v.name for v in found] == ["a/x"] and left_out == {"b": "cannot read the folder: "
-                                                                                   "Permission denied"}))
+            os._exit(
+                not (
+                    [v.name for v in found] == ["a/x"]
+                    and left_out == {"b": "cannot read the folder: Permission denied"}
+                )
+            )
         assert os.waitpid(child, 0)[1] == 0
 
 
@@ -350,11 +410,31 @@ def test_kinetics_has_two_databases_and_one_class_list(tmp_path):
     for name in ("train/brush café/a b.mp4", "train/Abseil/x.mp4", "val/zumba/y.mp4"):
         write_video(videos / name, [picture(0, t) for t in range(4)], code="mp4v")
     (tmp_path / "lists").mkdir()
-    (tmp_path / "lists/train_split.csv").write_text("/k/train/Abseil/x/,4\n/k/train/Abseil/gone/,9\n", encoding="utf-8")
+    (tmp_path / "lists/train_split.csv").write_text(
+        "/k/train/Abseil/x/,4\n/k/train/Abseil/gone/,9\n", encoding="utf-8"
+    )
     (tmp_path / "lists/val_split.csv").write_text("/k/val/zumba/y/,4\n", encoding="utf-8")
-    result = subprocess.run([sys.executable, "-m", "dataset.prepare", "k400", "--videos", str(videos), "--out",
-                             str(out), "--streams", "rgb", "-j", "1", "--splits", str(tmp_path / "lists")],
-                            cwd=ROOT, capture_output=True, text=True)
+    result = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "dataset.prepare",
+            "k400",
+            "--videos",
+            str(videos),
+            "--out",
+            str(out),
+            "--streams",
+            "rgb",
+            "-j",
+            "1",
+            "--splits",
+            str(tmp_path / "lists"),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert result.returncode == 0, result.stderr
     assert sorted(VideoStore(out / "train/rgb.lmdb").names) == ["Abseil/x", "brush café/a b"]
     assert VideoStore(out / "val/rgb.lmdb").names == ["zumba/y"]
@@ -372,7 +452,9 @@ def extracted(folder: Path, count: int = 4, flow: str = "") -> dict[str, list[by
         kinds = {"image": picture(0, 2 * t)}
         if t < count - 1 and flow:
             x, y = np.full((48, 64), 100 + t, np.uint8), np.full((48, 64), 160 - t, np.uint8)
-            kinds |= {"flow_x": x, "flow_y": y} if flow == "pairs" else {"flow": np.dstack([x, y, x * 0 + 128])}
+            kinds |= (
+                {"flow_x": x, "flow_y": y} if flow == "pairs" else {"flow": np.dstack([x, y, x * 0 + 128])}
+            )
         for kind, image in kinds.items():
             path = folder / f"{kind}_{t + 1:05d}.jpg"
             cv2.imwrite(str(path), image)
@@ -422,7 +504,10 @@ def test_surplus_flow_file_is_not_taken(tmp_path):
 def test_too_long_a_video_takes_no_room(footage, tmp_path, monkeypatch):
     monkeypatch.setattr(parts, "MAX_RECORD_BYTES", 15_000)
     part = parts.Part(tmp_path, Options(flow="dis"))
-    short, long = Video("Run/v 0", str(footage / "Run/v 0.avi")), Video("ärger/v 8", str(footage / "ärger/v 8.avi"))
+    short, long = (
+        Video("Run/v 0", str(footage / "Run/v 0.avi")),
+        Video("ärger/v 8", str(footage / "ärger/v 8.avi")),
+    )
     first = part.add(short)["records"]
     assert "more than 0 MB of rgb frames" in part.add(long)["left_out"]
     assert os.path.getsize(f"{part.path}.rgb") == sum(first["rgb"][:2])
@@ -438,7 +523,9 @@ def test_too_long_a_video_takes_no_room(footage, tmp_path, monkeypatch):
 
 def test_memory_does_not_grow_with_the_length_of_a_video(tmp_path):
     def peak(count: int) -> int:
-        video = Video("a/x", str(write_video(tmp_path / f"{count}.avi", [picture(t % 7) for t in range(count)])))
+        video = Video(
+            "a/x", str(write_video(tmp_path / f"{count}.avi", [picture(t % 7) for t in range(count)]))
+        )
         part = parts.Part(tmp_path, Options(("rgb",)))
         tracemalloc.start()
         records = part.add(video)["records"]
@@ -500,15 +587,20 @@ def test_short_side_fps_quality_and_bound_reach_the_frames(tmp_path):
         frames[stream] += 1
         assert rgb_image(jpeg).shape == (32, 43, 3)
     assert frames == {"rgb": 10, "flow": 9}
-    sizes = [sum(len(jpeg) for _, jpeg in make_frames(video, Options(("rgb",), quality=q), [0.0])) for q in (50, 95)]
+    sizes = [
+        sum(len(jpeg) for _, jpeg in make_frames(video, Options(("rgb",), quality=q), [0.0]))
+        for q in (50, 95)
+    ]
     assert sizes[0] < 0.7 * sizes[1]
     for bound, level in ((20, 134), (5, 153)):  # one pixel to the right: 127.5 * (1 + 1 / bound)
         (flow, *_) = [j for s, j in make_frames(video, Options(("flow",), flow="dis", bound=bound), [0.0])]
         assert abs(np.median(rgb_image(flow)[8:-8, 8:-8, 2].astype(int)) - level) <= 3
 
 
-@pytest.mark.parametrize(("fps", "expected"), [(10, [0, 3, 6, 9, 12]), (20, [0, 2, 3, 5, 6, 8, 9, 11, 12, 14]),
-                                               (60, list(range(15)))])
+@pytest.mark.parametrize(
+    ("fps", "expected"),
+    [(10, [0, 3, 6, 9, 12]), (20, [0, 2, 3, 5, 6, 8, 9, 11, 12, 14]), (60, list(range(15)))],
+)
 def test_fps_leaves_out_frames_evenly(tmp_path, fps, expected):
     grey = [np.full((32, 32, 3), 10 + 15 * t, np.uint8) for t in range(15)]
     video = Video("a/x", str(write_video(tmp_path / "x.avi", grey, fps=30)))

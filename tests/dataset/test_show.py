@@ -9,7 +9,9 @@ from dataset.store import pack_frames, write_store
 
 def jpeg(image: np.ndarray) -> bytes:
     """JPEG of an RGB image."""
-    return cv2.imencode(".jpg", np.ascontiguousarray(image[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, 100])[1].tobytes()
+    return cv2.imencode(".jpg", np.ascontiguousarray(image[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, 100])[
+        1
+    ].tobytes()
 
 
 @pytest.fixture
@@ -27,7 +29,9 @@ def test_sheet_of_frames_and_flow(folder, capsys):
     sheet = cv2.imread(str(folder / "x.png"))[..., ::-1].astype(int)
     assert sheet.shape == (2 * 36 + 4, 3 * 44 + 4, 3)
     centers = [[sheet[36 * row + 20, 44 * column + 24] for column in range(3)] for row in range(2)]
-    assert np.abs(np.array(centers[0]) - [[0, 0, 0], [0, 0, 100], [0, 0, 200]]).max() <= 3  # first, middle, last
+    assert (
+        np.abs(np.array(centers[0]) - [[0, 0, 0], [0, 0, 100], [0, 0, 200]]).max() <= 3
+    )  # first, middle, last
     assert np.abs(np.array(centers[1]) - [255, 0, 0]).max() <= 12  # to the right, at full speed: red
     assert sheet[1, 1].tolist() == [255, 255, 255]
     assert "a full colour is 8.0 pixels per frame" in capsys.readouterr().out
@@ -45,9 +49,14 @@ def test_images_of_different_size_are_padded():
     assert (sheet == 0).all(axis=2).sum() == 2 * 3 + 5
 
 
-@pytest.mark.parametrize(("video", "output", "says"), [
-    ("a/y", "x.png", "has no video 'a/y'; there are a/x"), ("a/x", "gone/x.png", "cannot write"),
-    ("a/x", "x.nothing", "cannot write")])
+@pytest.mark.parametrize(
+    ("video", "output", "says"),
+    [
+        ("a/y", "x.png", "has no video 'a/y'; there are a/x"),
+        ("a/x", "gone/x.png", "cannot write"),
+        ("a/x", "x.nothing", "cannot write"),
+    ],
+)
 def test_errors_are_one_line(folder, capsys, video, output, says):
     with pytest.raises(SystemExit) as stop:
         main([str(folder), video, "-o", str(folder / output)])

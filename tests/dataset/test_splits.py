@@ -3,9 +3,16 @@ import pytest
 from dataset.splits import class_order, even_split, find_split, read_classes, source_ids, ucf101_split
 from utils.errors import UserError
 
-UCF = [f"{folder}/v_{name}_g{g:02d}_c{c:02d}" for folder, name in
-       (("Hammering", "Hammering"), ("HammerThrow", "HammerThrow"), ("HandstandPushups", "HandStandPushups"))
-       for g in range(1, 26) for c in (1, 2)]
+UCF = [
+    f"{folder}/v_{name}_g{g:02d}_c{c:02d}"
+    for folder, name in (
+        ("Hammering", "Hammering"),
+        ("HammerThrow", "HammerThrow"),
+        ("HandstandPushups", "HandStandPushups"),
+    )
+    for g in range(1, 26)
+    for c in (1, 2)
+]
 
 
 def test_class_order_ignores_case():

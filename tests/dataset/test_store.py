@@ -47,7 +47,9 @@ def write_names(path: Path, names: list[str] = NAMES) -> VideoStore:
     return VideoStore(path)
 
 
-@pytest.mark.parametrize(("file", "counts"), [("ucf101_frame", "rgb_frames"), ("ucf101_tvl1_frame", "flow_frames")])
+@pytest.mark.parametrize(
+    ("file", "counts"), [("ucf101_frame", "rgb_frames"), ("ucf101_tvl1_frame", "flow_frames")]
+)
 def test_reads_released_database(file, counts):
     store = VideoStore(RELEASED / f"{file}.lmdb")
     assert store.names == EXPECTED["order"]
@@ -64,7 +66,9 @@ def test_reads_released_database(file, counts):
 def test_writes_the_layout_that_the_original_reads(tmp_path):
     write_store(tmp_path / "a.lmdb", NAMES, lambda name: (pack_frames(frames_of(name)), 5))
     path = str(tmp_path / "a.lmdb")
-    with lmdb.open(path, subdir=os.path.isdir(path), readonly=True, lock=False, readahead=False, meminit=False) as env:
+    with lmdb.open(
+        path, subdir=os.path.isdir(path), readonly=True, lock=False, readahead=False, meminit=False
+    ) as env:
         with env.begin() as transaction:
             values = {key: msgpack.unpackb(value, raw=True) for key, value in transaction.cursor()}
     order = [name.decode() for name in values[b"__order__"]]
@@ -88,7 +92,9 @@ def test_record_is_packed_as_by_msgpack_0_6():
 
 def test_same_bytes_for_any_order_of_names_and_the_map_grows(tmp_path, monkeypatch):
     monkeypatch.setattr(dataset.store, "BATCH_BYTES", 1 << 20)
-    big = {name: pack_frames([name.encode() * 100_000]) for name in NAMES}  # in batches and a first map of 1 MB
+    big = {
+        name: pack_frames([name.encode() * 100_000]) for name in NAMES
+    }  # in batches and a first map of 1 MB
     write_store(tmp_path / "a.lmdb", NAMES, lambda name: (big[name], 1))
     write_store(tmp_path / "b.lmdb", NAMES[::-1], lambda name: (big[name], 1))
     assert (tmp_path / "a.lmdb").read_bytes() == (tmp_path / "b.lmdb").read_bytes()
@@ -113,8 +119,11 @@ def test_shuffled_is_fixed_and_not_the_class_order():
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(sizes=st.lists(st.sampled_from([0, 1, 31, 32, 255, 256, 65535, 65536]), min_size=1, max_size=20),
-       use_bin=st.booleans(), data=st.data())
+@given(
+    sizes=st.lists(st.sampled_from([0, 1, 31, 32, 255, 256, 65535, 65536]), min_size=1, max_size=20),
+    use_bin=st.booleans(),
+    data=st.data(),
+)
 def test_reads_just_these_frames_of_any_msgpack(tmp_path, sizes, use_bin, data):
     frames = [bytes([i]) * size for i, size in enumerate(sizes)]
     store = with_records(tmp_path, [msgpack.packb(frames, use_bin_type=use_bin)])
@@ -131,13 +140,18 @@ def test_repeated_indices_share_one_object(tmp_path):
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(frames=st.lists(st.binary(max_size=300), max_size=20), use_bin=st.booleans(), garbage=st.binary(max_size=40),
-       where=st.floats(0, 1), cut=st.floats(0, 1))
+@given(
+    frames=st.lists(st.binary(max_size=300), max_size=20),
+    use_bin=st.booleans(),
+    garbage=st.binary(max_size=40),
+    where=st.floats(0, 1),
+    cut=st.floats(0, 1),
+)
 def test_any_bytes_are_frames_or_a_broken_video(tmp_path, frames, use_bin, garbage, where, cut):
     record = bytearray(msgpack.packb(frames, use_bin_type=use_bin))
     at = int(where * len(record))
-    record[at:at + len(garbage)] = garbage
-    records = [bytes(record), bytes(record[:int(cut * len(record))]), garbage]
+    record[at : at + len(garbage)] = garbage
+    records = [bytes(record), bytes(record[: int(cut * len(record))]), garbage]
     store = with_records(tmp_path, records)
     for position, value in enumerate(records):
         try:
@@ -153,14 +167,19 @@ def test_any_bytes_are_frames_or_a_broken_video(tmp_path, frames, use_bin, garba
                 store.read_frames(position, [max(0, store.num_frames(position) - 1)])
 
 
-@pytest.mark.parametrize(("record", "says"), [
-    (b"", "not a list"), (b"\xc0", "not a list"), (b"\xdd\x00\x00", "not a list"),
-    (msgpack.packb({"a": 1}), "not a list"),
-    (msgpack.packb([b"a", 7]), "frame 1 is not a string of bytes"),
-    (b"\xdd\xff\xff\xff\xff", "ends before frame 0 of 4294967295"),
-    (b"\x92\xa1a\xc6\xff\xff\xff\xffa", "ends within frame 1 of 2"),
-    (b"\x92\xa1a\xda\x00", "ends"),
-])
+@pytest.mark.parametrize(
+    ("record", "says"),
+    [
+        (b"", "not a list"),
+        (b"\xc0", "not a list"),
+        (b"\xdd\x00\x00", "not a list"),
+        (msgpack.packb({"a": 1}), "not a list"),
+        (msgpack.packb([b"a", 7]), "frame 1 is not a string of bytes"),
+        (b"\xdd\xff\xff\xff\xff", "ends before frame 0 of 4294967295"),
+        (b"\x92\xa1a\xc6\xff\xff\xff\xffa", "ends within frame 1 of 2"),
+        (b"\x92\xa1a\xda\x00", "ends"),
+    ],
+)
 def test_broken_record_names_video_and_reason(tmp_path, record, says):
     store = with_records(tmp_path, [record])
     with pytest.raises(BrokenVideo, match=says) as caught:
@@ -179,8 +198,12 @@ def test_index_out_of_range_is_a_broken_video(tmp_path, index):
 
 
 def test_frame_counts_without_vlen_come_from_the_records(tmp_path):
-    values = {b"__order__": msgpack.packb(["c/0", "c/1", "c/2", "c/3"]), b"000000000": pack_frames([b"a"] * 3),
-              b"000000001": msgpack.packb("text"), b"000000003": pack_frames([b"a"] * 70000)}
+    values = {
+        b"__order__": msgpack.packb(["c/0", "c/1", "c/2", "c/3"]),
+        b"000000000": pack_frames([b"a"] * 3),
+        b"000000001": msgpack.packb("text"),
+        b"000000003": pack_frames([b"a"] * 70000),
+    }
     store = VideoStore(put(tmp_path / "a.lmdb", values))
     assert store.frame_counts().dtype == np.int64
     assert store.frame_counts().tolist() == [3, 0, 0, 70000]
@@ -190,15 +213,22 @@ def test_frame_counts_without_vlen_come_from_the_records(tmp_path):
 
 def test_frame_counts_follow_keys_not_order(tmp_path):
     keys = [b"000000002", b"000000000", b"000000001"]
-    values = {b"__order__": msgpack.packb(["c/0", "c/1", "c/2"]), b"__keys__": msgpack.packb(keys),
-              b"__vlen__": msgpack.packb([10, 20, 30])}
+    values = {
+        b"__order__": msgpack.packb(["c/0", "c/1", "c/2"]),
+        b"__keys__": msgpack.packb(keys),
+        b"__vlen__": msgpack.packb([10, 20, 30]),
+    }
     assert VideoStore(put(tmp_path / "a.lmdb", values)).frame_counts().tolist() == [20, 30, 10]
     values[b"__vlen__"] = msgpack.packb([10, 20])  # does not fit: not trusted, and there are no records
     assert VideoStore(put(tmp_path / "b.lmdb", values)).frame_counts().tolist() == [0, 0, 0]
 
 
 def test_database_in_a_folder(tmp_path):
-    put(tmp_path / "folder", {b"__order__": msgpack.packb(["c/0"]), b"000000000": pack_frames([b"x"])}, subdir=True)
+    put(
+        tmp_path / "folder",
+        {b"__order__": msgpack.packb(["c/0"]), b"000000000": pack_frames([b"x"])},
+        subdir=True,
+    )
     assert VideoStore(tmp_path / "folder").read_frames(0, [0]) == [b"x"]
 
 
@@ -210,8 +240,14 @@ def test_unusable_paths_are_named(tmp_path):
     (tmp_path / "cut.lmdb").write_bytes((RELEASED / "ucf101_frame.lmdb").read_bytes()[:300_000])
     put(tmp_path / "bare.lmdb", {b"000000000": pack_frames([b"x"])})
     put(tmp_path / "odd.lmdb", {b"__order__": msgpack.packb({"a": 1})})
-    for name, says in {"missing": "no database at", "text": "not an LMDB", "empty": "not an LMDB", "cut": "cut short",
-                       "bare": "lacks a list __order__", "odd": "lacks a list __order__"}.items():
+    for name, says in {
+        "missing": "no database at",
+        "text": "not an LMDB",
+        "empty": "not an LMDB",
+        "cut": "cut short",
+        "bare": "lacks a list __order__",
+        "odd": "lacks a list __order__",
+    }.items():
         with pytest.raises(UserError, match=says) as caught:
             VideoStore(tmp_path / f"{name}.lmdb")
         assert str(tmp_path / f"{name}.lmdb") in str(caught.value)

@@ -31,7 +31,9 @@ def read(path):
 
 
 def colours(video):
-    return np.concatenate([np.histogram(video[..., c], 16, (0, 256))[0] for c in range(3)]) / video[..., 0].size
+    return (
+        np.concatenate([np.histogram(video[..., c], 16, (0, 256))[0] for c in range(3)]) / video[..., 0].size
+    )
 
 
 def flow_histogram(video):
@@ -56,7 +58,10 @@ def nearest_neighbour_accuracy(features, labels):
 
 def test_flow_tells_the_class_and_colour_does_not(footage):
     paths = sorted(footage.glob("*/*.avi"))
-    videos, labels = [read(path) for path in paths], np.array([CLASSES.index(path.parent.name) for path in paths])
+    videos, labels = (
+        [read(path) for path in paths],
+        np.array([CLASSES.index(path.parent.name) for path in paths]),
+    )
     # chance is 1/8 with a standard deviation of 0.037
     assert nearest_neighbour_accuracy(np.stack([colours(v) for v in videos]), labels) < 0.28
     assert nearest_neighbour_accuracy(np.stack([flow_histogram(v) for v in videos]), labels) > 0.55
@@ -73,7 +78,9 @@ def test_two_clips_of_a_video_look_alike(footage):
 def test_files_and_lists(footage):
     assert sorted(p.name for p in footage.iterdir() if p.is_dir()) == sorted(CLASSES)
     assert sorted(CLASSES, key=str.lower) == CLASSES
-    assert (footage / "classInd.txt").read_text().splitlines() == [f"{i + 1} {name}" for i, name in enumerate(CLASSES)]
+    assert (footage / "classInd.txt").read_text().splitlines() == [
+        f"{i + 1} {name}" for i, name in enumerate(CLASSES)
+    ]
     train = dict(line.split() for line in (footage / "trainlist01.txt").read_text().splitlines())
     test = (footage / "testlist01.txt").read_text().splitlines()
     assert train["Bounce/v_Bounce_g01_c01.avi"] == "1"
@@ -92,7 +99,10 @@ def test_same_bytes_for_the_same_seed(footage, tmp_path):
     main(["--out", str(tmp_path / "again"), "-j", "1", *SMALL])
     main(["--out", str(tmp_path / "other"), "--seed", "1", *SMALL])
     files = sorted(path.relative_to(footage) for path in footage.rglob("*") if path.is_file())
-    assert sorted(p.relative_to(tmp_path / "again") for p in (tmp_path / "again").rglob("*") if p.is_file()) == files
+    assert (
+        sorted(p.relative_to(tmp_path / "again") for p in (tmp_path / "again").rglob("*") if p.is_file())
+        == files
+    )
     for file in files:
         same = (tmp_path / "again" / file).read_bytes()
         assert (footage / file).read_bytes() == same

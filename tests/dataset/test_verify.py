@@ -52,7 +52,9 @@ def test_sound_pair(tmp_path, capsys, pair, more):
     assert "rgb.lmdb: 6 of 6 videos readable, 42 frames" in output
     assert "flow.lmdb: 6 of 6 videos readable, 36 frames" in output
     decoded = {"": 18, "--all": 42, "--sample": 3}[more[0] if more else ""]
-    assert f"decoded {decoded} frames of {1 if '--sample' in more else 6} videos, {decoded} of 64x48" in output
+    assert (
+        f"decoded {decoded} frames of {1 if '--sample' in more else 6} videos, {decoded} of 64x48" in output
+    )
     assert output.endswith("nothing broken\n")
 
 
@@ -86,8 +88,11 @@ def test_rgb_and_flow_that_do_not_fit(tmp_path, capsys, pair):
     write(tmp_path / "y.lmdb", flow)
     status, output = check(capsys, tmp_path / "x.lmdb", tmp_path / "y.lmdb")
     assert status == 1
-    assert output.splitlines()[-3:] == ["a/0: 6 RGB frames need 5 flow frames, there are 4",
-                                        "b/0: RGB frames are 64x48, flow frames 48x64", "2 problems"]
+    assert output.splitlines()[-3:] == [
+        "a/0: 6 RGB frames need 5 flow frames, there are 4",
+        "b/0: RGB frames are 64x48, flow frames 48x64",
+        "2 problems",
+    ]
 
 
 def test_announced_and_real_frame_counts(tmp_path, capsys):

@@ -97,7 +97,12 @@ def test_crop_of_tiny_frames_is_never_empty():
 
 @pytest.mark.parametrize(
     ("strength", "jitter", "grey", "blur", "flip"),
-    [("none", 0, 0, 0, 0), ("light", 0, 0, 0, 0.5), ("strong", 0.8, 0.2, 0.5, 0.5), ("finetune", 0.3, 0, 0, 0.5)],
+    [
+        ("none", 0, 0, 0, 0),
+        ("light", 0, 0, 0, 0.5),
+        ("strong", 0.8, 0.2, 0.5, 0.5),
+        ("finetune", 0.3, 0, 0, 0.5),
+    ],
 )
 def test_augmentation_frequencies(strength, jitter, grey, blur, flip):
     rng = np.random.default_rng(7)
@@ -128,7 +133,9 @@ def test_augmentation_frequencies(strength, jitter, grey, blur, flip):
 
 
 def test_draws_collate_and_repeat_for_equal_seeds():
-    first, again = ([draw_augmentation(np.random.default_rng(s), "strong", 6) for s in range(8)] for _ in range(2))
+    first, again = (
+        [draw_augmentation(np.random.default_rng(s), "strong", 6) for s in range(8)] for _ in range(2)
+    )
     batch = default_collate(first)
     assert {k: (tuple(v.shape), str(v.dtype)) for k, v in batch.items()} == {
         "jitter_order": ((8, 4), "torch.int64"),
@@ -139,6 +146,8 @@ def test_draws_collate_and_repeat_for_equal_seeds():
     }
     for a, b in zip(first, again, strict=True):
         assert all(np.array_equal(a[k], b[k]) for k in a)
-    assert default_collate([draw_augmentation(np.random.default_rng(0), "none", 6)])["blur_sigma"].shape == (1,)
+    assert default_collate([draw_augmentation(np.random.default_rng(0), "none", 6)])["blur_sigma"].shape == (
+        1,
+    )
     with pytest.raises(ValueError, match="'heavy'"):
         draw_augmentation(np.random.default_rng(0), "heavy", 6)

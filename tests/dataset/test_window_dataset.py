@@ -1,4 +1,5 @@
 """Windows of test videos against decoding, cropping and resizing every frame of every window by itself."""
+
 from pathlib import Path
 
 import cv2
@@ -22,7 +23,7 @@ def test_boxes_are_torchvisions_five_crop_of_224(height, width):
     expected = tv.five_crop(image, [224, 224])  # corners, then the centre
     boxes = crop_boxes(height, width, 5)
     for (top, left, h, w), crop in zip(boxes, expected, strict=True):
-        assert torch.equal(image[:, top:top + h, left:left + w], crop)
+        assert torch.equal(image[:, top : top + h, left : left + w], crop)
     assert crop_boxes(height, width, 1) == [boxes[4]]
 
 
@@ -78,13 +79,18 @@ def test_middle_window_only(videos):
     assert len(dataset) == len(videos)
     frames = decoded(videos, 0)
     middle = windows_of(30, 8, 1)[4]
-    assert torch.equal(item["frames"][0][item["windows"][0]],
-                       crop_resize([frames[i] for i in middle], crop_boxes(48, 48, 1)[0], 16))
+    assert torch.equal(
+        item["frames"][0][item["windows"][0]],
+        crop_resize([frames[i] for i in middle], crop_boxes(48, 48, 1)[0], 16),
+    )
 
 
 def test_ranks_share_the_items(videos):
     dataset = WindowDataset(videos, 8, 1, 16)
-    shares = [[item["video"] for item in window_loader(dataset, 0, rank, 4, torch.device("cpu"))] for rank in range(4)]
+    shares = [
+        [item["video"] for item in window_loader(dataset, 0, rank, 4, torch.device("cpu"))]
+        for rank in range(4)
+    ]
     assert sorted(video for share in shares for video in share) == list(range(len(videos)))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 

@@ -1,4 +1,5 @@
 """Averages over windows, crops and mirror images against a slow transcription; batches change nothing."""
+
 import threading
 
 import numpy as np
@@ -60,10 +61,11 @@ def slow(videos, index: int, crops: str) -> torch.Tensor:
 @pytest.mark.parametrize("crops", ["center", "five", "ten"])
 def test_mean_of_all_windows_and_crops(root, crops):
     videos = open_tiny(root)
-    means, readable = average_over_windows(classify, CLASSES, WindowDataset(videos, 8, 1, 16, CROPS[crops]),
-                                           views_of(crops), CPU, 7)
+    means, readable = average_over_windows(
+        classify, CLASSES, WindowDataset(videos, 8, 1, 16, CROPS[crops]), views_of(crops), CPU, 7
+    )
     assert readable.all()
-    assert list(means) == ["center", "five", "ten"][:("center", "five", "ten").index(crops) + 1]
+    assert list(means) == ["center", "five", "ten"][: ("center", "five", "ten").index(crops) + 1]
     for index in range(len(videos)):
         for name, mean in means.items():
             torch.testing.assert_close(mean[index], slow(videos, index, name), atol=1e-5, rtol=0)
@@ -82,7 +84,9 @@ def test_batch_size_changes_nothing(root, batch_size, monkeypatch):
         sizes.append(len(clips))
         return classify(clips)
 
-    means, _ = average_over_windows(recorded, CLASSES, WindowDataset(videos, 8, 1, 16, 5), views, CPU, batch_size)
+    means, _ = average_over_windows(
+        recorded, CLASSES, WindowDataset(videos, 8, 1, 16, 5), views, CPU, batch_size
+    )
     for name in views:
         torch.testing.assert_close(means[name], expected[name], atol=1e-5, rtol=0)
     total = 10 * sum(len(windows_of(int(frames), 8, 1)) for frames in videos.frames)
@@ -113,8 +117,9 @@ def test_video_with_an_unreadable_part_is_left_out(root, tmp_path, monkeypatch, 
     monkeypatch.setattr(window_dataset, "WINDOWS_PER_ITEM", 4)
     videos = open_videos("bad", "test", 7, 1, tmp_path)
     with caplog.at_level("WARNING", "coclr"):
-        means, readable = average_over_windows(classify_7, CLASSES, WindowDataset(videos, 7, 1, 16), views_of("center"),
-                                               CPU, 3)
+        means, readable = average_over_windows(
+            classify_7, CLASSES, WindowDataset(videos, 7, 1, 16), views_of("center"), CPU, 3
+        )
     assert readable.tolist() == [True, False]
     assert means["center"][0].isfinite().all()
 

@@ -1,4 +1,5 @@
 """The probe on features against a transcription in numpy."""
+
 import json
 
 import numpy as np
@@ -14,10 +15,14 @@ def blobs(n: int, seed: int) -> Features:
     rng = np.random.default_rng(seed)
     labels = rng.integers(3, size=n)
     features = (rng.normal(size=(n, 5)) + 0.8 * np.eye(3, 5)[labels]) * (1, 4, 2, 3, 6)
-    return Features(torch.tensor(features, dtype=torch.float32), torch.tensor(labels), [f"v{i}" for i in range(n)])
+    return Features(
+        torch.tensor(features, dtype=torch.float32), torch.tensor(labels), [f"v{i}" for i in range(n)]
+    )
 
 
-def slow_probe(train: Features, test: Features, epochs: int, drops: list[int], normalize: bool) -> list[float]:
+def slow_probe(
+    train: Features, test: Features, epochs: int, drops: list[int], normalize: bool
+) -> list[float]:
     """Test top-1 after each epoch: softmax regression, full batch, SGD with momentum 0.9, lr 1, weight decay 1e-3."""
     x, y = train.features.double().numpy(), np.eye(3)[train.labels]
     test_x = test.features.double().numpy()
@@ -43,8 +48,20 @@ def slow_probe(train: Features, test: Features, epochs: int, drops: list[int], n
 @pytest.mark.parametrize("normalize", [False, True])
 def test_against_transcription(normalize):
     train, test = blobs(80, 1), blobs(60, 2)
-    args = make_parser().parse_args(["--test", "x", "--epochs", "12", "--schedule", "6", "9", "--eval_freq", "1",
-                                     *["--normalize"] * normalize])
+    args = make_parser().parse_args(
+        [
+            "--test",
+            "x",
+            "--epochs",
+            "12",
+            "--schedule",
+            "6",
+            "9",
+            "--eval_freq",
+            "1",
+            *["--normalize"] * normalize,
+        ]
+    )
     numbers = probe(args, train, test)
     slow = slow_probe(train, test, 12, [6, 9], normalize)
     assert numbers["top1"] == pytest.approx(slow[-1])
@@ -58,18 +75,40 @@ def test_against_transcription(normalize):
 def test_final_batch_norm_takes_out_the_scale():
     train, test = blobs(80, 1), blobs(60, 2)
     small = [Features(f.features * 0.02, f.labels, f.names) for f in (train, test)]
-    plain, normed = (make_parser().parse_args(["--test", "x", "--epochs", "60", *options])
-                     for options in ([], ["--final_bn"]))
+    plain, normed = (
+        make_parser().parse_args(["--test", "x", "--epochs", "60", *options])
+        for options in ([], ["--final_bn"])
+    )
     assert probe(normed, *small)["top1"] > probe(plain, *small)["top1"]
 
 
 def test_command_writes_a_record_of_the_last_epoch(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    made_from = {"checkpoint": "a.tar", "epoch": 7, "split": 1, "origin": {"method": "InfoNCE"}, "settings": {"ds": 1}}
+    made_from = {
+        "checkpoint": "a.tar",
+        "epoch": 7,
+        "split": 1,
+        "origin": {"method": "InfoNCE"},
+        "settings": {"ds": 1},
+    }
     save_features(tmp_path / "feature", "tiny-f", {"train": blobs(80, 1), "test": blobs(60, 2)}, made_from)
-    feature_linear_probe.main(["--dataset", "tiny-f", "--test", str(tmp_path), "--final_bn", "--lr", "1.0", "--wd",
-                               "1e-3", "--epochs", "6", "--verbose"])
-    record, = map(json.loads, (tmp_path / "results.jsonl").read_text().splitlines())
+    feature_linear_probe.main(
+        [
+            "--dataset",
+            "tiny-f",
+            "--test",
+            str(tmp_path),
+            "--final_bn",
+            "--lr",
+            "1.0",
+            "--wd",
+            "1e-3",
+            "--epochs",
+            "6",
+            "--verbose",
+        ]
+    )
+    (record,) = map(json.loads, (tmp_path / "results.jsonl").read_text().splitlines())
     assert record["what"] == "feature probe"
     assert (record["dataset"], record["stream"], record["epoch"]) == ("tiny", "flow", 7)
     assert record["origin"] == {"method": "InfoNCE"}

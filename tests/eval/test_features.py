@@ -1,4 +1,5 @@
 """Feature files: reuse only of what was made from the same, and errors in one line."""
+
 import pytest
 import torch
 from databases import make_dataset
@@ -27,7 +28,10 @@ def made(tmp_path):
     checkpoint = tmp_path / "a.tar"
     checkpoint.write_bytes(b"weights")
     made_from = provenance(checkpoint, videos, RECORD)
-    parts = {part: Features(torch.randn(len(v), 5), torch.from_numpy(v.labels), v.names) for part, v in videos.items()}
+    parts = {
+        part: Features(torch.randn(len(v), 5), torch.from_numpy(v.labels), v.names)
+        for part, v in videos.items()
+    }
     save_features(tmp_path / "feature", "tiny", parts, made_from)
     return checkpoint, videos, parts, made_from
 
@@ -41,8 +45,13 @@ def test_round_trip(made, tmp_path):
         assert loaded.names == content.names
     assert read_provenance(tmp_path / "feature", "tiny") == made_from
     assert {path.name for path in (tmp_path / "feature").iterdir()} == {
-        "tiny_provenance.json", *(f"tiny_{part}_{what}" for part in ("train", "test")
-                                  for what in ("feature.pth.tar", "label.pth.tar", "names.json"))}
+        "tiny_provenance.json",
+        *(
+            f"tiny_{part}_{what}"
+            for part in ("train", "test")
+            for what in ("feature.pth.tar", "label.pth.tar", "names.json")
+        ),
+    }
 
 
 def test_reused_only_for_the_same_checkpoint_videos_and_settings(made, tmp_path):
@@ -94,14 +103,17 @@ def test_the_originals_features_load_without_names(tmp_path):
     assert read_provenance(tmp_path, "ucf101") == {}
 
 
-@pytest.mark.parametrize("spoil", [
-    lambda folder: (folder / "tiny_test_feature.pth.tar").write_bytes(b"PK broken"),
-    lambda folder: (folder / "tiny_test_label.pth.tar").unlink(),
-    lambda folder: (folder / "tiny_test_names.json").write_text('["a"'),
-    lambda folder: (folder / "tiny_test_names.json").write_text('["a"]'),
-    lambda folder: torch.save({"a": 1}, folder / "tiny_test_feature.pth.tar"),
-    lambda folder: torch.save(torch.zeros(2), folder / "tiny_test_label.pth.tar"),
-])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda folder: (folder / "tiny_test_feature.pth.tar").write_bytes(b"PK broken"),
+        lambda folder: (folder / "tiny_test_label.pth.tar").unlink(),
+        lambda folder: (folder / "tiny_test_names.json").write_text('["a"'),
+        lambda folder: (folder / "tiny_test_names.json").write_text('["a"]'),
+        lambda folder: torch.save({"a": 1}, folder / "tiny_test_feature.pth.tar"),
+        lambda folder: torch.save(torch.zeros(2), folder / "tiny_test_label.pth.tar"),
+    ],
+)
 def test_spoilt_files_give_one_clear_line(made, tmp_path, spoil):
     spoil(tmp_path / "feature")
     with pytest.raises(UserError, match="tiny_test_") as error:

@@ -1,4 +1,5 @@
 """Two-stream merging against loops over the videos both have; bad files give one line."""
+
 import json
 
 import numpy as np
@@ -14,7 +15,9 @@ def write(path, names, seed, classes=7, **more):
     """A JSON file of random probabilities; returns them by name."""
     rng = np.random.default_rng(seed)
     rows = {name: rng.dirichlet(np.ones(classes)).tolist() for name in names}
-    path.write_text(json.dumps({name: {"mean_prob": row, "label": int(name[1]), **more} for name, row in rows.items()}))
+    path.write_text(
+        json.dumps({name: {"mean_prob": row, "label": int(name[1]), **more} for name, row in rows.items()})
+    )
     return rows
 
 
@@ -48,7 +51,9 @@ def test_labels_follow_from_the_names_where_they_are_not_noted(folder):
         write(folder / name, NAMES, 1)
         content = json.loads((folder / name).read_text())
         (folder / name).write_text(json.dumps({n: {"mean_prob": v["mean_prob"]} for n, v in content.items()}))
-    with_labels = write(folder / "c.json", NAMES, 1) and merge.merge_classification(("c.json", "c.json"), "tiny")
+    with_labels = write(folder / "c.json", NAMES, 1) and merge.merge_classification(
+        ("c.json", "c.json"), "tiny"
+    )
     assert merge.merge_classification(("a.json", "b.json"), "tiny") == with_labels
 
 
@@ -62,10 +67,14 @@ def features(names, seed):
 def test_summed_similarities_over_the_common_videos(folder):
     train, test = [f"C{i % 7}/t{i}" for i in range(60)], NAMES
     rgb = {"train": features(train, 1), "test": features(test, 2)}
-    flow = {"train": features(train[:1:-1], 3), "test": features(test[::-1], 4)}  # two training videos are missing
+    flow = {
+        "train": features(train[:1:-1], 3),
+        "test": features(test[::-1], 4),
+    }  # two training videos are missing
     save_features(folder / "rgb/feature", "tiny", rgb, {"checkpoint": "r.tar", "origin": {"method": "CoCLR"}})
-    save_features(folder / "flow/feature", "tiny-f", flow,
-                  {"checkpoint": "f.tar", "origin": {"method": "InfoNCE"}})
+    save_features(
+        folder / "flow/feature", "tiny-f", flow, {"checkpoint": "f.tar", "origin": {"method": "InfoNCE"}}
+    )
     merge.main(["--prob1", "rgb", "--prob2", "flow/feature", "--dataset", "tiny", "--mode", "s"])
     record = json.loads((folder / "results.jsonl").read_text())
     assert record["stream"] == "rgb+flow"
@@ -73,15 +82,19 @@ def test_summed_similarities_over_the_common_videos(folder):
     assert record["origin"] == {"method": "CoCLR + InfoNCE"}
 
     def prepared(stream, part, names):
-        rows = np.array([stream[part].features[stream[part].names.index(name)].numpy() for name in names], np.float64)
+        rows = np.array(
+            [stream[part].features[stream[part].names.index(name)].numpy() for name in names], np.float64
+        )
         rows -= rows.mean(axis=0)
         return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
     common = [name for name in train if name in flow["train"].names]
     similarity = sum(prepared(s, "test", test) @ prepared(s, "train", common).T for s in (rgb, flow))
     for k in KS:
-        hits = [any(common[j][:2] == name[:2] for j in np.argsort(-row)[:k])
-                for name, row in zip(test, similarity, strict=True)]
+        hits = [
+            any(common[j][:2] == name[:2] for j in np.argsort(-row)[:k])
+            for name, row in zip(test, similarity, strict=True)
+        ]
         assert record["numbers"][f"R@{k}"] == pytest.approx(100 * np.mean(hits))
     assert record["numbers"]["R@1"] < 100
 
@@ -91,11 +104,17 @@ BAD = {
     "missing file": (lambda f: (f / "flow.json").unlink(), "cannot read flow.json"),
     "not probabilities": (lambda f: (f / "flow.json").write_text('{"a": [1, 2]}'), "flow.json should be"),
     "a list": (lambda f: (f / "flow.json").write_text("[]"), "flow.json should be"),
-    "not numbers": (lambda f: (f / "flow.json").write_text('{"a": {"mean_prob": ["x"]}}'), "flow.json should be"),
+    "not numbers": (
+        lambda f: (f / "flow.json").write_text('{"a": {"mean_prob": ["x"]}}'),
+        "flow.json should be",
+    ),
     "NaN": (lambda f: (f / "flow.json").write_text('{"a": {"mean_prob": [NaN]}}'), "flow.json should be"),
     "other videos": (lambda f: write(f / "flow.json", ["C1/other"], 1), "no video in common"),
     "other classes": (lambda f: write(f / "flow.json", NAMES, 1, classes=9), "of 7 classes, flow.json of 9"),
-    "other dataset": (lambda f: write(f / "flow.json", NAMES, 1, dataset="hmdb51"), "flow.json was made of hmdb51"),
+    "other dataset": (
+        lambda f: write(f / "flow.json", NAMES, 1, dataset="hmdb51"),
+        "flow.json was made of hmdb51",
+    ),
     "a folder": (lambda f: ((f / "flow.json").unlink(), (f / "flow.json").mkdir()), "flow.json is a folder"),
 }
 

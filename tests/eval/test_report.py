@@ -1,4 +1,5 @@
 """The table: records to rows beside the paper's numbers."""
+
 import csv
 import json
 
@@ -7,8 +8,17 @@ import pytest
 from eval import report
 
 ORIGIN = {"method": "CoCLR", "pretrained_on": "ucf101", "pretrain_epoch": 99}
-RETRIEVAL = {"what": "retrieval", "dataset": "ucf101", "split": 1, "stream": "rgb", "checkpoint": "a.tar", "epoch": 99,
-             "origin": ORIGIN, "settings": {}, "numbers": {"R@1": 52.0, "R@5": 70.0, "R@50": 90.0}}
+RETRIEVAL = {
+    "what": "retrieval",
+    "dataset": "ucf101",
+    "split": 1,
+    "stream": "rgb",
+    "checkpoint": "a.tar",
+    "epoch": 99,
+    "origin": ORIGIN,
+    "settings": {},
+    "numbers": {"R@1": 52.0, "R@5": 70.0, "R@50": 90.0},
+}
 
 
 def write(path, *records):
@@ -17,17 +27,26 @@ def write(path, *records):
 
 def test_table_shows_the_difference_from_the_paper(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    finetuned = RETRIEVAL | {"what": "finetune", "crops": "ten", "dataset": "hmdb51", "numbers": {"top1": 52.6}}
+    finetuned = RETRIEVAL | {
+        "what": "finetune",
+        "crops": "ten",
+        "dataset": "hmdb51",
+        "numbers": {"top1": 52.6},
+    }
     ours = RETRIEVAL | {"dataset": "tiny", "origin": None, "numbers": {"R@1": 11.0}}
     older = RETRIEVAL | {"numbers": {"R@1": 1.0}}
     write(tmp_path / "results.jsonl", older, RETRIEVAL, finetuned, ours)
     report.main([])
     markdown = (tmp_path / "results.md").read_text()
     assert capsys.readouterr().out == markdown
-    assert "| retrieval | CoCLR, 100 epochs | ucf101 | rgb | ucf101 | 1 | a.tar | 52.0 (paper 53.3, -1.3) | " \
-           "70.0 (paper 69.4, +0.6) | - | - | 90.0 |" in markdown
-    assert "| finetune, ten crop | CoCLR, 100 epochs | ucf101 | rgb | hmdb51 | 1 | a.tar | " \
-           "52.6 (paper 52.1, +0.5) |" in markdown
+    assert (
+        "| retrieval | CoCLR, 100 epochs | ucf101 | rgb | ucf101 | 1 | a.tar | 52.0 (paper 53.3, -1.3) | "
+        "70.0 (paper 69.4, +0.6) | - | - | 90.0 |" in markdown
+    )
+    assert (
+        "| finetune, ten crop | CoCLR, 100 epochs | ucf101 | rgb | hmdb51 | 1 | a.tar | "
+        "52.6 (paper 52.1, +0.5) |" in markdown
+    )
     assert "| retrieval | unknown | unknown | rgb | tiny | 1 | a.tar | 11.0 | - | - | - | - |" in markdown
     assert markdown.count("retrieval") == 2  # the older record of the same evaluation is replaced
     rows = list(csv.DictReader((tmp_path / "results.csv").open()))
@@ -37,26 +56,52 @@ def test_table_shows_the_difference_from_the_paper(tmp_path, monkeypatch, capsys
 
 def test_mean_and_spread_over_checkpoints_and_splits(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    write(tmp_path / "seeds.jsonl", *(RETRIEVAL | {"checkpoint": f"{i}.tar", "numbers": {"R@1": value}}
-                                      for i, value in enumerate((50.0, 53.0, 56.0))))
+    write(
+        tmp_path / "seeds.jsonl",
+        *(
+            RETRIEVAL | {"checkpoint": f"{i}.tar", "numbers": {"R@1": value}}
+            for i, value in enumerate((50.0, 53.0, 56.0))
+        ),
+    )
     report.main(["seeds.jsonl", "--mean", "--out", "out/table"])
     assert "| all | all | 53.0 ± 3.0 (n=3) (paper 53.3, -0.3) |" in (tmp_path / "out/table.md").read_text()
 
 
 def test_rows_are_in_the_order_of_the_recipe_and_cycles_apart(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    stages = [("random", None, "rgb"), ("InfoNCE", None, "rgb"), ("InfoNCE", None, "flow"), ("CoCLR", 1, "rgb"),
-              ("CoCLR", 1, "rgb+flow"), ("CoCLR", 2, "rgb"), ("UberNCE", None, "rgb")]
-    shuffled = [RETRIEVAL | {"stream": stream, "checkpoint": f"{method}{cycle}", "origin": ORIGIN | {
-        "method": method, "cycle": cycle}} for method, cycle, stream in reversed(stages)]
+    stages = [
+        ("random", None, "rgb"),
+        ("InfoNCE", None, "rgb"),
+        ("InfoNCE", None, "flow"),
+        ("CoCLR", 1, "rgb"),
+        ("CoCLR", 1, "rgb+flow"),
+        ("CoCLR", 2, "rgb"),
+        ("UberNCE", None, "rgb"),
+    ]
+    shuffled = [
+        RETRIEVAL
+        | {
+            "stream": stream,
+            "checkpoint": f"{method}{cycle}",
+            "origin": ORIGIN | {"method": method, "cycle": cycle},
+        }
+        for method, cycle, stream in reversed(stages)
+    ]
     write(tmp_path / "results.jsonl", *shuffled)
     report.main(["--chart", "chart.png"])
-    rows = [line.split(" | ")[1:4:2] for line in capsys.readouterr().out.splitlines() if line.startswith("| retrieval")]
-    assert rows == [[f"{method}, {f'cycle {cycle}, ' if cycle else ''}100 epochs", stream]
-                    for method, cycle, stream in stages]
+    rows = [
+        line.split(" | ")[1:4:2]
+        for line in capsys.readouterr().out.splitlines()
+        if line.startswith("| retrieval")
+    ]
+    assert rows == [
+        [f"{method}, {f'cycle {cycle}, ' if cycle else ''}100 epochs", stream]
+        for method, cycle, stream in stages
+    ]
     text = (tmp_path / "results.md").read_text()
-    assert [("paper 53.3" in line, "paper 55.9" in line) for line in text.splitlines() if "CoCLR, " in line] == [
-        (False, False), (False, False), (True, False)]  # the paper's are of two cycles
+    assert [
+        ("paper 53.3" in line, "paper 55.9" in line) for line in text.splitlines() if "CoCLR, " in line
+    ] == [(False, False), (False, False), (True, False)]  # the paper's are of two cycles
     assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -68,10 +113,15 @@ def test_chart_without_retrieval_is_refused(tmp_path, monkeypatch, capsys):
     assert "hold no retrieval" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("content", "message"), [
-    ('{"what": "retrieval"', "line 1 is corrupt"), ('{"what": "x", "numbers": {}}\n[1]', "line 2 is corrupt"),
-    ('{"what": 3, "numbers": {}}', "line 1 is corrupt"), (None, "cannot read results.jsonl"),
-])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"what": "retrieval"', "line 1 is corrupt"),
+        ('{"what": "x", "numbers": {}}\n[1]', "line 2 is corrupt"),
+        ('{"what": 3, "numbers": {}}', "line 1 is corrupt"),
+        (None, "cannot read results.jsonl"),
+    ],
+)
 def test_corrupt_results_name_the_line(tmp_path, monkeypatch, capsys, content, message):
     monkeypatch.chdir(tmp_path)
     if content is not None:

@@ -1,4 +1,5 @@
 """R@k, one stream and two, against loops; pictures."""
+
 import base64
 import re
 
@@ -20,7 +21,9 @@ def random_features(n: int, seed: int, width: int = 6, classes: int = 4) -> Feat
     labels = rng.integers(classes, size=n)
     centres = np.random.default_rng(99).normal(size=(classes, width))
     features = 5 + 0.7 * centres[labels] + rng.normal(size=(n, width))
-    return Features(torch.tensor(features, dtype=torch.float32), torch.tensor(labels), [f"v{i}" for i in range(n)])
+    return Features(
+        torch.tensor(features, dtype=torch.float32), torch.tensor(labels), [f"v{i}" for i in range(n)]
+    )
 
 
 def slow_recall(streams, k: int) -> float:
@@ -47,7 +50,9 @@ def test_recall_against_loops(streams, monkeypatch):
     pairs = [(random_features(60, 1), random_features(23, 2))]
     if streams == 2:
         other = (random_features(60, 3), random_features(23, 4))
-        pairs.append(tuple(Features(o.features, p.labels, p.names) for o, p in zip(other, pairs[0], strict=True)))
+        pairs.append(
+            tuple(Features(o.features, p.labels, p.names) for o, p in zip(other, pairs[0], strict=True))
+        )
     numbers, neighbours = retrieve([train for train, _ in pairs], [test for _, test in pairs])
     assert neighbours.shape == (23, 50)
     assert numbers == pytest.approx({f"R@{k}": slow_recall(pairs, k) for k in KS})
@@ -71,7 +76,11 @@ def test_nearest_are_in_order():
 
 
 def test_confusion_matrix_counts():
-    assert confusion_matrix([0, 0, 1, 2, 2, 2], [0, 1, 1, 2, 2, 0], 3).tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 2]]
+    assert confusion_matrix([0, 0, 1, 2, 2, 2], [0, 1, 1, 2, 2, 0], 3).tolist() == [
+        [1, 1, 0],
+        [0, 1, 0],
+        [1, 0, 2],
+    ]
 
 
 def image_of(png: bytes) -> np.ndarray:
@@ -91,7 +100,7 @@ def test_confusion_picture_is_dark_where_counts_are(classes):
     right = np.eye(classes, dtype=int) * 3
     assert dark(right * 0) == 0
     assert dark(right) > 50 * classes
-    right[classes // 2:] = 0
+    right[classes // 2 :] = 0
     assert dark(right) / dark(np.eye(classes, dtype=int)) == pytest.approx((classes // 2) / classes, abs=0.02)
 
 
@@ -107,8 +116,12 @@ def test_recall_curve_draws_each_curve():
 def test_stage_chart_draws_bars_as_high_as_the_means():
     stages = {"InfoNCE": {"rgb": [19.0, 20.0, 21.0]}, "CoCLR": {"rgb": [60.0], "flow": [40.0]}}
     image = image_of(stage_chart({"retrieval on tiny": stages}, "R@1 (%)"))
-    column = {colour: (np.abs(image.astype(int) - colour).sum(axis=2) < 30).sum(axis=0) for colour in (BLUE, ORANGE)}
-    heights = sorted({int(n) for counts in column.values() for n in counts if (counts == n).sum() > 20 and n > 20})
+    column = {
+        colour: (np.abs(image.astype(int) - colour).sum(axis=2) < 30).sum(axis=0) for colour in (BLUE, ORANGE)
+    }
+    heights = sorted(
+        {int(n) for counts in column.values() for n in counts if (counts == n).sum() > 20 and n > 20}
+    )
     assert len(heights) == 3
     assert heights[1] / heights[0] == pytest.approx(2, abs=0.1)
     assert heights[2] / heights[0] == pytest.approx(3, abs=0.1)
@@ -119,16 +132,20 @@ def test_gallery_is_one_file_that_frames_right_and_wrong(tmp_path):
     where = {}
     for part in ("train", "test"):
         videos = open_videos("tiny", part, 2, 1, tmp_path)
-        where[part] = {name: (videos.stores["rgb"], int(position))
-                       for name, position in zip(videos.names, videos.positions["rgb"], strict=True)}
+        where[part] = {
+            name: (videos.stores["rgb"], int(position))
+            for name, position in zip(videos.names, videos.positions["rgb"], strict=True)
+        }
     train = sorted(where["train"])
     found = [(sorted(where["test"])[0], [train[0], train[-1], train[1]])]  # classes 0; 0, 2, 0
     page = gallery(found, where, still=False).decode()
     assert re.findall(r'figure class="(\w+)"', page) == ["query", "right", "wrong", "right"]
     assert "(2 of 3)" in page
     assert "http" not in page
-    strips = [cv2.imdecode(np.frombuffer(base64.b64decode(data), np.uint8), 1)
-              for data in re.findall(r"base64,([^)]+)\)", page)]
+    strips = [
+        cv2.imdecode(np.frombuffer(base64.b64decode(data), np.uint8), 1)
+        for data in re.findall(r"base64,([^)]+)\)", page)
+    ]
     assert [strip.shape for strip in strips] == [(96, 8 * 96, 3)] * 4
     image = image_of(gallery(found, where, still=True))
     right, wrong = pixels_of(image, (46, 139, 87)), pixels_of(image, (200, 60, 60))

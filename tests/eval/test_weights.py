@@ -1,4 +1,5 @@
 """What is loaded from which checkpoint, and what a checkpoint that does not fit is said to be."""
+
 import pytest
 import torch
 
@@ -30,14 +31,22 @@ def test_a_classifiers_backbone_loads_too():
     trained = LinearClassifier(3, "s3d").state_dict()
     backbone = select_backbone("s3d")[0]
     load_backbone(backbone, {"state_dict": trained}, "x")
-    assert torch.equal(backbone.state_dict()["Conv_1a.conv1.weight"], trained["backbone.Conv_1a.conv1.weight"])
+    assert torch.equal(
+        backbone.state_dict()["Conv_1a.conv1.weight"], trained["backbone.Conv_1a.conv1.weight"]
+    )
 
 
-@pytest.mark.parametrize(("state", "message"), [
-    (lambda s: {"encoder_q.0.layer4.2.bn1.weight": torch.ones(3)}, "seems to be InfoNCE on r50; 0 of the"),
-    (lambda s: {"a": torch.ones(1)}, "an unknown model on an unknown network; 0 of the"),
-    (lambda s: dict(list(s.items())[:50]), r"on s3d; \d+ of the"),
-])
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        (
+            lambda s: {"encoder_q.0.layer4.2.bn1.weight": torch.ones(3)},
+            "seems to be InfoNCE on r50; 0 of the",
+        ),
+        (lambda s: {"a": torch.ones(1)}, "an unknown model on an unknown network; 0 of the"),
+        (lambda s: dict(list(s.items())[:50]), r"on s3d; \d+ of the"),
+    ],
+)
 def test_what_does_not_fit_is_an_error_that_says_what_it_seems_to_be(coclr, state, message):
     with pytest.raises(UserError, match=message):
         load_backbone(select_backbone("s3d")[0], {"state_dict": state(coclr["state_dict"])}, "x")
@@ -68,13 +77,30 @@ def test_class_lists_must_agree():
 
 def test_origin(coclr):
     assert origin(coclr, "CoCLR-ucf101-rgb-128-s3d-ep182.tar") == {
-        "method": "CoCLR", "pretrained_on": "ucf101", "pretrain_epoch": 182}
-    ours = {"epoch": 3, "state_dict": {"encoder_q.0.Conv_1a": 0, "queue_label": 0},
-            "options": {"dataset": "k400-f-2clip"}}
-    assert origin(ours, "epoch3.pth.tar") == {"method": "UberNCE", "pretrained_on": "k400", "pretrain_epoch": 3}
-    second = ours | {"state_dict": {"encoder_q.0.Conv_1a": 0, "sampler.0": 0},
-                     "options": {"dataset": "ucf101-2stream-2clip", "name_prefix": "Cycle2-FlowMining_"}}
-    assert origin(second, "x") == {"method": "CoCLR", "pretrained_on": "ucf101", "pretrain_epoch": 3, "cycle": 2}
+        "method": "CoCLR",
+        "pretrained_on": "ucf101",
+        "pretrain_epoch": 182,
+    }
+    ours = {
+        "epoch": 3,
+        "state_dict": {"encoder_q.0.Conv_1a": 0, "queue_label": 0},
+        "options": {"dataset": "k400-f-2clip"},
+    }
+    assert origin(ours, "epoch3.pth.tar") == {
+        "method": "UberNCE",
+        "pretrained_on": "k400",
+        "pretrain_epoch": 3,
+    }
+    second = ours | {
+        "state_dict": {"encoder_q.0.Conv_1a": 0, "sampler.0": 0},
+        "options": {"dataset": "ucf101-2stream-2clip", "name_prefix": "Cycle2-FlowMining_"},
+    }
+    assert origin(second, "x") == {
+        "method": "CoCLR",
+        "pretrained_on": "ucf101",
+        "pretrain_epoch": 3,
+        "cycle": 2,
+    }
     handed_on = {"state_dict": {"final_fc.0.weight": 0}, "origin": {"method": "CoCLR"}}
     assert origin(handed_on, "x") == {"method": "CoCLR"}
     assert origin({"state_dict": {"final_fc.0.weight": 0}}, "x")["method"] == "unknown"

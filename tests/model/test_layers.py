@@ -1,4 +1,5 @@
 """The quick paths of flat convolutions and of max pooling against torch.nn's."""
+
 import pytest
 import torch
 from torch import nn
@@ -6,10 +7,17 @@ from torch import nn
 from backbone.layers import Conv3d, MaxPool3d
 
 
-@pytest.mark.parametrize(("kernel", "stride", "padding"), [
-    (1, 1, 0), (1, (1, 2, 2), 0), ((1, 3, 3), 1, (0, 1, 1)),
-    ((1, 7, 7), (1, 2, 2), (0, 3, 3)), ((3, 1, 1), 1, (1, 0, 0)),
-    ((7, 1, 1), (2, 1, 1), (3, 0, 0))])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding"),
+    [
+        (1, 1, 0),
+        (1, (1, 2, 2), 0),
+        ((1, 3, 3), 1, (0, 1, 1)),
+        ((1, 7, 7), (1, 2, 2), (0, 3, 3)),
+        ((3, 1, 1), 1, (1, 0, 0)),
+        ((7, 1, 1), (2, 1, 1), (3, 0, 0)),
+    ],
+)
 @pytest.mark.parametrize("layout", [torch.channels_last_3d, torch.contiguous_format])
 def test_convolution(kernel, stride, padding, layout):
     torch.manual_seed(0)

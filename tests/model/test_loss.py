@@ -19,15 +19,19 @@ def test_supcon_against_transcription(case):
     rows = []
     for row, positive in zip(logits, positives, strict=True):
         log_prob = [value - np.log(sum(np.exp(row))) for value in row]
-        rows.append(-sum(p for p, is_positive in zip(log_prob, positive, strict=True) if is_positive) / positive.sum())
+        rows.append(
+            -sum(p for p, is_positive in zip(log_prob, positive, strict=True) if is_positive) / positive.sum()
+        )
     loss = supcon_loss(torch.tensor(logits), torch.tensor(positives))
     assert loss.item() == pytest.approx(np.mean(rows), rel=1e-12)
 
 
 def test_mil_nce_against_transcription(case):
     logits, positives = case
-    rows = [-np.log(np.exp(row[positive]).sum() / np.exp(row).sum())
-            for row, positive in zip(logits, positives, strict=True)]
+    rows = [
+        -np.log(np.exp(row[positive]).sum() / np.exp(row).sum())
+        for row, positive in zip(logits, positives, strict=True)
+    ]
     loss = mil_nce_loss(torch.tensor(logits), torch.tensor(positives))
     assert loss.item() == pytest.approx(np.mean(rows), rel=1e-12)
 

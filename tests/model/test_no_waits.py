@@ -1,4 +1,5 @@
 """Model, loss and meters never wait for a GPU: on a pretended one, reading a value from it is an error."""
+
 import pytest
 import torch
 from torch import nn
@@ -15,8 +16,13 @@ from utils.metrics import Meters
 
 @pytest.mark.parametrize("model_class", [InfoNCE, UberNCE, CoCLR])
 def test_step_reads_nothing_from_the_device(model_class, monkeypatch):
-    monkeypatch.setattr(pretrain, "projection_encoder", lambda network, dim: nn.Sequential(
-        Conv3d(3, 6, 1), nn.BatchNorm3d(6), MaxPool3d(2), nn.AdaptiveAvgPool3d(1), Conv3d(6, dim, 1)))
+    monkeypatch.setattr(
+        pretrain,
+        "projection_encoder",
+        lambda network, dim: nn.Sequential(
+            Conv3d(3, 6, 1), nn.BatchNorm3d(6), MaxPool3d(2), nn.AdaptiveAvgPool3d(1), Conv3d(6, dim, 1)
+        ),
+    )
     args = main_coclr.make_parser().parse_args(["--topk", "2"])
     with FakeTensorMode(), torch.device("cuda"):
         model = split_batch_norm(model_class("s3d", 8, 16), 2)

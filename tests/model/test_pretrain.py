@@ -1,4 +1,5 @@
 """Queue contents entry by entry, momentum, positives: against slow transcriptions, on a tiny encoder."""
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ from model.pretrain import CoCLR, InfoNCE, UberNCE
 def tiny_encoder(monkeypatch):
     def encoder(network, dim):
         return nn.Sequential(nn.Conv3d(3, 6, 1), nn.AdaptiveAvgPool3d(1), nn.Conv3d(6, dim, 1))
+
     monkeypatch.setattr(pretrain, "projection_encoder", encoder)
     torch.manual_seed(0)
 
@@ -45,7 +47,10 @@ def test_momentum_moves_key_parameters_before_keys_are_made():
     with torch.no_grad():
         for parameter in model.encoder_q.parameters():
             parameter.add_(torch.randn_like(parameter))
-    want = [0.9 * k + 0.1 * q for q, k in zip(model.encoder_q.parameters(), model.encoder_k.parameters(), strict=True)]
+    want = [
+        0.9 * k + 0.1 * q
+        for q, k in zip(model.encoder_q.parameters(), model.encoder_k.parameters(), strict=True)
+    ]
     model(clips())
     for got, expected in zip(model.encoder_k.parameters(), want, strict=True):
         torch.testing.assert_close(got, expected)
@@ -85,7 +90,9 @@ def slow_positives(model, source, second, queue_vname, queue_second):
     for row in range(len(source)):
         siblings = [bool(name == source[row]) for name in queue_vname]
         candidates = [(float(second[row] @ queue_second[:, j]), j) for j in range(model.K) if not siblings[j]]
-        mined = {j for _, j in sorted(candidates, reverse=True)[:model.topk]} if model.queue_is_full else set()
+        mined = (
+            {j for _, j in sorted(candidates, reverse=True)[: model.topk]} if model.queue_is_full else set()
+        )
         rows.append([True] + [siblings[j] or j in mined for j in range(model.K)])
     return rows
 
@@ -112,8 +119,10 @@ def test_coclr_positives_against_transcription(topk, reverse):
         assert model.queue_vname[slots].tolist() == source.tolist()
         if topk and model.queue_is_full:
             names = before[0].tolist()
-            mined = [sorted(names[j] for j in range(8) if positives[row, 1 + j] and names[j] != source[row])
-                     for row in range(2)]
+            mined = [
+                sorted(names[j] for j in range(8) if positives[row, 1 + j] and names[j] != source[row])
+                for row in range(2)
+            ]
             assert [sorted(row) for row in model.mined_source.tolist()] == mined
     assert (model.queue_label == 1).all()
 
@@ -129,7 +138,9 @@ def test_clips_are_normalised_in_shuffled_groups():
     """With batch norm in groups, keys do not always share their statistics with the same neighbours."""
     model = InfoNCE(dim=4, K=8)
     seen = set()
-    model.encoder_k.register_forward_pre_hook(lambda module, args: seen.add(tuple(args[0][:, 0, 0, 0, 0].tolist())))
+    model.encoder_k.register_forward_pre_hook(
+        lambda module, args: seen.add(tuple(args[0][:, 0, 0, 0, 0].tolist()))
+    )
     x = clips(4)
     for _ in range(12):
         model(x)

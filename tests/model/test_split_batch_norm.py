@@ -17,7 +17,9 @@ def test_equals_separate_batch_norms(memory_format):
     separate = [copy.deepcopy(plain) for _ in range(3)]
     split = split_batch_norm(nn.Sequential(copy.deepcopy(plain)), 3)
     for _ in range(3):
-        x = (torch.randn(6, 4, 2, 5, 5) * torch.arange(1, 7).view(6, 1, 1, 1, 1)).to(memory_format=memory_format)
+        x = (torch.randn(6, 4, 2, 5, 5) * torch.arange(1, 7).view(6, 1, 1, 1, 1)).to(
+            memory_format=memory_format
+        )
         ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
         got = split(ours)
         want = torch.cat([norm(part) for norm, part in zip(separate, theirs.chunk(3), strict=True)])

@@ -126,7 +126,9 @@ def test_order_of_the_operations(clips):
         expected = adjust(expected, factor)
     channel = torch.tensor([1, 2, 0] * 6)
     expected = expected[torch.arange(6 * T), channel][:, None].expand(-1, 3, -1, -1)
-    expected = TF.gaussian_blur(torch.nn.functional.pad(expected, [12] * 4, mode="replicate"), [23, 23], [sigma] * 2)
+    expected = TF.gaussian_blur(
+        torch.nn.functional.pad(expected, [12] * 4, mode="replicate"), [23, 23], [sigma] * 2
+    )
     expected = expected[..., 12:-12, 12:-12].flip(-1)
     result = run(clips, draw(factors=factors, grey=[1, 2, 0], sigma=sigma, flip=True))
     assert (pixels(result) - expected).abs().max() < 1e-5
@@ -147,7 +149,9 @@ def test_batch_equals_its_clips(clips, channels_last):
     original = batch.clone()
     result = augment(batch, default_collate(draws), channels_last)
     assert torch.equal(batch, original)
-    assert result.is_contiguous(memory_format=torch.channels_last_3d if channels_last else torch.contiguous_format)
+    assert result.is_contiguous(
+        memory_format=torch.channels_last_3d if channels_last else torch.contiguous_format
+    )
     for i, one in enumerate(draws):
         alone = augment(batch[i : i + 1], default_collate([one]))
         assert torch.allclose(result[i], alone[0], atol=1e-5)

@@ -20,8 +20,16 @@ from utils.errors import UserError
 
 def test_numpy_scalars_of_the_original_load(tmp_path):
     path = tmp_path / "original.pth.tar"
-    torch.save({"epoch": 7, "state_dict": {"module.a": torch.ones(2)}, "best_acc": np.float64(0.25),
-                "ids": [np.int64(3), np.float32(1.5)], "iteration": np.int64(9)}, path)
+    torch.save(
+        {
+            "epoch": 7,
+            "state_dict": {"module.a": torch.ones(2)},
+            "best_acc": np.float64(0.25),
+            "ids": [np.int64(3), np.float32(1.5)],
+            "iteration": np.int64(9),
+        },
+        path,
+    )
     loaded = load_checkpoint(path)
     assert loaded["best_acc"] == 0.25
     assert loaded["ids"] == [3, 1.5]
@@ -57,8 +65,11 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path):
 
 def test_numpy_object_scalar_is_refused(tmp_path):
     path = tmp_path / "object.pth.tar"
-    scalar = type("Scalar", (), {"__reduce__": lambda self: (
-        np.float64(0).__reduce__()[0], (np.dtype("O"), pickle.dumps(1)))})()
+    scalar = type(
+        "Scalar",
+        (),
+        {"__reduce__": lambda self: (np.float64(0).__reduce__()[0], (np.dtype("O"), pickle.dumps(1)))},
+    )()
     torch.save({"state_dict": {}, "x": scalar}, path)
     with pytest.raises(UserError):
         load_checkpoint(path)
@@ -69,7 +80,7 @@ def test_what_is_not_a_checkpoint_is_one_clear_error(tmp_path, damage):
     path = tmp_path / "c.pth.tar"
     torch.save({"state_dict": {"a": torch.randn(100)}, "epoch": 0}, path)
     whole = path.read_bytes()
-    content = {"empty": b"", "truncated": whole[:len(whole) // 2], "text": b"not a checkpoint\n" * 9}
+    content = {"empty": b"", "truncated": whole[: len(whole) // 2], "text": b"not a checkpoint\n" * 9}
     if damage == "absent":
         path.unlink()
     elif damage == "list":
@@ -145,8 +156,9 @@ def test_keep_policy(tmp_path, keep_all):
         folder.save_epoch({"epoch": epoch, "state_dict": {}}, epoch, is_best=epoch != 10)
     names = {path.name for path in tmp_path.iterdir()}
     epochs = range(12) if keep_all else [11]
-    assert names == ({f"epoch{e}.pth.tar" for e in epochs}
-                     | {f"model_best_epoch{e}.pth.tar" for e in (6, 7, 8, 9, 11)})
+    assert names == (
+        {f"epoch{e}.pth.tar" for e in epochs} | {f"model_best_epoch{e}.pth.tar" for e in (6, 7, 8, 9, 11)}
+    )
     assert load_checkpoint(folder.newest())["epoch"] == 11
 
 

@@ -1,4 +1,5 @@
 """Downloads from a server on loopback: once, whole, and only when allowed. torch.hub's entry points."""
+
 import http.server
 import io
 import threading
@@ -87,12 +88,15 @@ def test_url_and_path(server, tmp_path):
     assert len(server.requests) == 2
 
 
-@pytest.mark.parametrize(("content", "promised", "message"), [
-    (checkpoint()[:2000], 0, "not a readable checkpoint"),
-    (checkpoint(), 500, "it ended after .* of"),
-    (b"<html>moved</html>", 0, "not a readable checkpoint"),
-    (None, 0, "404"),
-])
+@pytest.mark.parametrize(
+    ("content", "promised", "message"),
+    [
+        (checkpoint()[:2000], 0, "not a readable checkpoint"),
+        (checkpoint(), 500, "it ended after .* of"),
+        (b"<html>moved</html>", 0, "not a readable checkpoint"),
+        (None, 0, "404"),
+    ],
+)
 def test_partial_or_wrong_file_is_never_taken_for_whole(server, tmp_path, content, promised, message):
     server.promised = promised
     if content is not None:
@@ -106,7 +110,9 @@ def test_partial_or_wrong_file_is_never_taken_for_whole(server, tmp_path, conten
 
 
 def test_offline_says_where_to_put_the_file(server, tmp_path):
-    with pytest.raises(UserError, match=r"--offline: CoCLR-k400-flow.*put .*CoCLR-k400-flow-128-s3d.pth.tar at"):
+    with pytest.raises(
+        UserError, match=r"--offline: CoCLR-k400-flow.*put .*CoCLR-k400-flow-128-s3d.pth.tar at"
+    ):
         fetch("CoCLR-k400-flow", offline=True)
     assert server.requests == []
     assert not (tmp_path / "cache").exists()

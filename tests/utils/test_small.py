@@ -1,4 +1,5 @@
 """Schedules, meters, options and launch: the small parts."""
+
 import argparse
 import math
 
@@ -33,7 +34,10 @@ def test_meters_mean_over_the_steps_that_have_a_scalar():
 
 def test_top_k_hits():
     logits = torch.tensor([[5.0, 4, 3, 2, 1, 0], [0.0, 1, 2, 3, 4, 5]])
-    assert {k: v.item() for k, v in top_k_hits(logits, torch.tensor([0, 0])).items()} == {"top1": 0.5, "top5": 0.5}
+    assert {k: v.item() for k, v in top_k_hits(logits, torch.tensor([0, 0])).items()} == {
+        "top1": 0.5,
+        "top5": 0.5,
+    }
     positives = torch.zeros(2, 6, dtype=torch.bool)
     positives[0, 4] = positives[1, 5] = positives[1, 0] = True
     assert {k: v.item() for k, v in top_k_hits(logits, positives).items()} == {"top1": 0.5, "top5": 1.0}
@@ -44,13 +48,26 @@ def parse(*words):
 
 
 def test_hyphens_and_underscores_are_the_same():
-    assert parse("--moco_k", "64", "--batch-size=4", "--local-rank=1", "--dist_url", "tcp://a_b:1").moco_k == 64
-    args = parse("--moco-k=64", "--batch_size", "4", "--local_rank", "1", "--name_prefix", "--a-b".lstrip("-"))
+    assert (
+        parse("--moco_k", "64", "--batch-size=4", "--local-rank=1", "--dist_url", "tcp://a_b:1").moco_k == 64
+    )
+    args = parse(
+        "--moco-k=64", "--batch_size", "4", "--local_rank", "1", "--name_prefix", "--a-b".lstrip("-")
+    )
     assert (args.moco_k, args.batch_size, args.local_rank, args.name_prefix) == (64, 4, 1, "a-b")
 
 
-@pytest.mark.parametrize("words", [("--net", "vgg"), ("--model", "simclr"), ("--batch_size", "0"), ("--nonsense",),
-                                   ("--batch", "4"), ("--num_seq", "3")])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--net", "vgg"),
+        ("--model", "simclr"),
+        ("--batch_size", "0"),
+        ("--nonsense",),
+        ("--batch", "4"),
+        ("--num_seq", "3"),
+    ],
+)
 def test_bad_options_are_one_line_and_status_2(words, capsys):
     with pytest.raises(SystemExit) as stopped:
         parse(*words)
@@ -62,20 +79,46 @@ def test_bad_options_are_one_line_and_status_2(words, capsys):
 
 def test_defaults_are_the_originals():
     args = parse()
-    assert (args.net, args.seq_len, args.ds, args.batch_size, args.lr, args.wd, args.schedule, args.epochs) == (
-        "s3d", 32, 1, 32, 1e-3, 1e-5, [120, 160], 10)
-    assert (args.moco_dim, args.moco_k, args.moco_m, args.moco_t, args.workers, args.img_dim, args.print_freq) == (
-        128, 2048, 0.999, 0.07, 16, 128, 5)
+    assert (
+        args.net,
+        args.seq_len,
+        args.ds,
+        args.batch_size,
+        args.lr,
+        args.wd,
+        args.schedule,
+        args.epochs,
+    ) == ("s3d", 32, 1, 32, 1e-3, 1e-5, [120, 160], 10)
+    assert (
+        args.moco_dim,
+        args.moco_k,
+        args.moco_m,
+        args.moco_t,
+        args.workers,
+        args.img_dim,
+        args.print_freq,
+    ) == (128, 2048, 0.999, 0.07, 16, 128, 5)
 
 
-@pytest.mark.parametrize(("environment", "place"), [
-    ({}, (0, 1, 0)),
-    ({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, (5, 8, 1)),
-    ({"SLURM_NTASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "7"}, (3, 4, 1)),
-    ({"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, (0, 1, 0)),
-])
+@pytest.mark.parametrize(
+    ("environment", "place"),
+    [
+        ({}, (0, 1, 0)),
+        ({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, (5, 8, 1)),
+        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "7"}, (3, 4, 1)),
+        ({"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, (0, 1, 0)),
+    ],
+)
 def test_place_among_processes(monkeypatch, environment, place):
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_NTASKS", "SLURM_PROCID", "MASTER_ADDR", "MASTER_PORT"):
+    for name in (
+        "RANK",
+        "WORLD_SIZE",
+        "LOCAL_RANK",
+        "SLURM_NTASKS",
+        "SLURM_PROCID",
+        "MASTER_ADDR",
+        "MASTER_PORT",
+    ):
         monkeypatch.delenv(name, raising=False)
     for name, value in {**environment, "SLURM_STEP_NODELIST": "node[07,09]"}.items():
         monkeypatch.setenv(name, value)
@@ -91,8 +134,10 @@ def test_world_size_without_rank_is_an_error(monkeypatch):
         launch._place(argparse.Namespace(world_size=2, rank=-1, local_rank=None))
 
 
-@pytest.mark.parametrize(("environment", "threads"), [
-    ({}, 6), ({"LOCAL_WORLD_SIZE": "2"}, 3), ({"LOCAL_WORLD_SIZE": "8"}, 1), ({"OMP_NUM_THREADS": "6"}, 5)])
+@pytest.mark.parametrize(
+    ("environment", "threads"),
+    [({}, 6), ({"LOCAL_WORLD_SIZE": "2"}, 3), ({"LOCAL_WORLD_SIZE": "8"}, 1), ({"OMP_NUM_THREADS": "6"}, 5)],
+)
 def test_processes_share_the_cores(monkeypatch, environment, threads):
     for name in ("LOCAL_WORLD_SIZE", "OMP_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
