@@ -3,9 +3,9 @@
 import torch.nn as nn
 
 from backbone.select_backbone import select_backbone
-from eval.weights import load_backbone
+from model.released import fetch
+from model.weights import load_backbone
 from utils.checkpoint import load_checkpoint
-from utils.released import fetch
 
 dependencies = ["torch", "numpy", "lmdb", "msgpack", "tqdm", "cv2"]
 

@@ -13,13 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbone.select_backbone import feature_shape
+from dataset.augmentation import View, draw_crop
 from dataset.clip_dataset import ClipDataset, is_left_to, make_loader
 from dataset.registry import Videos, parse_name
-from dataset.views import View, draw_crop
 from eval.evaluate import evaluate, probabilities_of, read_videos
 from eval.metrics import accuracies
-from eval.weights import RANDOM, check_classes, digest, has_classifier, load_backbone, origin
 from model.classifier import LinearClassifier
+from model.released import fetch
+from model.weights import RANDOM, check_classes, digest, has_classifier, load_backbone, origin
 from utils import launch
 from utils.checkpoint import load_checkpoint
 from utils.engine import Batch, Step, Trainer, run_folder
@@ -28,7 +29,6 @@ from utils.launch import World
 from utils.metrics import top_k_hits
 from utils.options import Parser, positive_int, training_parser
 from utils.precision import refuse_unsound_precision
-from utils.released import fetch
 
 log = logging.getLogger("coclr")
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from backbone.select_backbone import select_backbone
 from benchmarks.common import in_turns, print_setting
+from dataset.augmentation import MEAN, STD
 from dataset.clips import test_windows
 from dataset.crop import crop_resize
 from dataset.jpeg import decode, encode
@@ -27,8 +28,7 @@ from dataset.store import pack_frames, write_store
 from dataset.window_dataset import WindowDataset, crop_boxes
 from eval.evaluate import for_inference
 from eval.extract import average_over_windows, views_of
-from eval.weights import load_backbone
-from utils.augment import MEAN, STD
+from model.weights import load_backbone
 from utils.checkpoint import load_checkpoint
 from utils.errors import UserError, one_line_errors
 from utils.launch import World

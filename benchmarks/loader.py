@@ -35,16 +35,15 @@ import torchvision.transforms.functional as TF
 from PIL import Image, ImageFilter
 
 from benchmarks.common import in_turns, print_setting, spread
+from dataset.augmentation import MEAN, STD, draw_augmentation, draw_crop, draw_pretrain_views
 from dataset.clip_dataset import ClipDataset, join_jpegs, make_loader
 from dataset.clips import train_clip
-from dataset.flow import compute_flow, encode_flow
-from dataset.frames import resize
 from dataset.jpeg import decode, encode
+from dataset.preparation.flow import compute_flow, encode_flow
+from dataset.preparation.frames import resize
+from dataset.preparation.synthetic import CLASSES, render
 from dataset.registry import Videos
 from dataset.store import VideoStore, pack_frames, write_store
-from dataset.synthetic import CLASSES, render
-from dataset.views import draw_augmentation, draw_crop, draw_pretrain_views
-from utils.augment import MEAN, STD
 from utils.errors import UserError, one_line_errors
 from utils.launch import set_up_cpu
 from utils.options import Parser, positive_int

@@ -21,11 +21,11 @@ from pathlib import Path
 import cv2
 
 from benchmarks.common import in_turns, measured, print_setting
-from dataset.flow import METHODS
-from dataset.footage import Video, find_videos
-from dataset.frames import Options, make_frames, read_video, resize
 from dataset.jpeg import encode
-from dataset.synthetic import write_footage
+from dataset.preparation.find import Video, find_videos
+from dataset.preparation.flow import METHODS
+from dataset.preparation.frames import Options, make_frames, read_video, resize
+from dataset.preparation.synthetic import write_footage
 from utils.errors import one_line_errors
 from utils.options import Parser, positive_int
 

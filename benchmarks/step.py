@@ -36,7 +36,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import main_coclr
 import main_nce
 from benchmarks.common import print_setting, spread
-from dataset.views import draw_augmentation
+from dataset.augmentation import draw_augmentation
 from model.loss import mil_nce_loss
 from model.pretrain import CoCLR, InfoNCE, projection_encoder
 from model.split_batch_norm import SplitBatchNorm3d, split_batch_norm

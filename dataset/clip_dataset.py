@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from dataset.augmentation import View, draw_augmentation, draw_crop, draw_pretrain_views
 from dataset.clips import train_clip
 from dataset.crop import Box, decode_and_crop
 from dataset.device_decode import decode_clips, device_decodes
 from dataset.jpeg import frame_size
 from dataset.registry import Videos, open_videos, parse_name
 from dataset.store import BrokenVideo
-from dataset.views import View, draw_augmentation, draw_crop, draw_pretrain_views
 from utils.errors import UserError
 
 log = logging.getLogger("coclr")
@@ -45,8 +45,8 @@ class ClipDataset(Dataset):
         encoded: leave the JPEGs to the training device, see ``with_clips``.
 
     An item is a dict: "clips" uint8 [V, streams, T, S, S, 3]; "draws", the augmentation draws [V, ...] for
-    ``utils.augment``, common to the streams of a view; "label", "source", "index" of the video; "broken", why the
-    video asked for could not be read ("" normally): then another video stands in for it. An ``encoded`` one has,
+    ``dataset.augmentation``, common to the streams of a view; "label", "source", "index" of the video; "broken", why
+    the video asked for could not be read ("" normally): then another video stands in for it. An ``encoded`` one has,
     instead of "clips", "jpegs"; "frames" int64 [V, streams, T], which of them make the clips; "boxes" int64 [V, 4], for
     frames of "reference" int64 [2] = height and width; "epoch".
     """

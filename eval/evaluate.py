@@ -20,13 +20,13 @@ from eval.features import PARTS, Features, load_features, made_from_the_same, pr
 from eval.metrics import accuracies, recalls, retrieve
 from eval.pictures import confusion_matrix, confusion_picture, recall_curve
 from eval.records import append_record, write_file
-from eval.weights import RANDOM, has_classifier, load_backbone, load_classifier, origin
 from model.classifier import LinearClassifier
+from model.released import fetch
+from model.weights import RANDOM, has_classifier, load_backbone, load_classifier, origin
 from utils.checkpoint import load_checkpoint, save_atomically
 from utils.errors import UserError
 from utils.launch import World
 from utils.metrics import as_text
-from utils.released import fetch
 
 log = logging.getLogger("coclr")
 

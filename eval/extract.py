@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from tqdm import tqdm
 
-from dataset.views import JITTER_IDENTITY
+from dataset.augmentation import JITTER_IDENTITY, augment
 from dataset.window_dataset import Item, WindowDataset, window_loader
-from utils.augment import augment
 from utils.launch import World
 from utils.precision import autocast
 

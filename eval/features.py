@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dataset.registry import Videos
 from eval.records import read_json, write_file
-from eval.weights import digest
+from model.weights import digest
 from utils.checkpoint import load_saved, save_atomically
 from utils.errors import UserError
 from utils.options import Parser

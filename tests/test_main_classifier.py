@@ -18,8 +18,8 @@ from dataset.window_dataset import WindowDataset
 from eval import feature_linear_probe, merge_2stream_prob, report, retrieval
 from eval.extract import normalised
 from eval.features import load_features
-from eval.weights import load_classifier
 from model.pretrain import InfoNCE
+from model.weights import load_classifier
 from utils.checkpoint import load_checkpoint
 
 SMALL = ("--dataset", "tiny", "--seq_len", "8", "--img_dim", "32", "-j", "0", "--batch_size", "4")

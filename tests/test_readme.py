@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from runs import ROOT, run_ok, run_ranks
 
-from dataset.synthetic import main as draw_footage
+from dataset.preparation.synthetic import main as draw_footage
 
 CLIPS = "--seq_len 8 --img_dim 32 -j 0"
 TRAIN = f"{CLIPS} --batch_size 2 --epochs 1"

@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from utils.augment import augment
+from dataset.augmentation import augment
 from utils.checkpoint import (
     CheckpointFolder,
     load_checkpoint,

@@ -10,9 +10,9 @@ from databases import make_dataset
 
 import dataset.clip_dataset as module
 from dataset import crop
+from dataset.augmentation import View
 from dataset.clip_dataset import ClipDataset, ShuffledBatches, make_loader
 from dataset.registry import open_videos, parse_name
-from dataset.views import View
 from utils.errors import UserError
 
 RELEASED = Path(__file__).parent.parent / "conformance" / "released_lmdb"

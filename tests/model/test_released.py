@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from backbone.select_backbone import select_backbone
+from model.released import RELEASED, fetch
 from utils.errors import UserError
-from utils.released import RELEASED, fetch
 
 ROOT = Path(__file__).parent.parent.parent
 

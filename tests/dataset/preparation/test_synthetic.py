@@ -8,11 +8,11 @@ import cv2
 import numpy as np
 import pytest
 
-from dataset.synthetic import CLASSES, main
+from dataset.preparation.synthetic import CLASSES, main
 
 VIDEOS, SIZE, FRAMES = 10, 64, 24
 SMALL = ["--videos", str(VIDEOS), "--size", str(SIZE), "--frames", str(FRAMES)]
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")

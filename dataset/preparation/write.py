@@ -20,8 +20,8 @@ from pathlib import Path
 import cv2
 import msgpack
 
-from dataset.footage import Video
-from dataset.frames import Options, make_frames
+from dataset.preparation.find import Video
+from dataset.preparation.frames import Options, make_frames
 from dataset.store import BrokenVideo
 from utils.errors import UserError
 

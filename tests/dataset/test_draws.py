@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from torch.utils.data import default_collate
 
-from dataset.views import JITTER_IDENTITY, View, draw_augmentation, draw_crop, draw_pretrain_views
+from dataset.augmentation import JITTER_IDENTITY, View, draw_augmentation, draw_crop, draw_pretrain_views
 
 
 def assert_frequency(events, probability):

@@ -5,9 +5,8 @@ import torchvision.transforms.functional as TF
 from PIL import Image, ImageFilter
 from torch.utils.data import default_collate
 
-from dataset.views import draw_augmentation
-from utils import augment as module
-from utils.augment import MEAN, STD, augment
+from dataset import augmentation as module
+from dataset.augmentation import MEAN, STD, augment, draw_augmentation
 
 T, H, W = 3, 24, 32
 

@@ -3,8 +3,8 @@ import msgpack
 import numpy as np
 import pytest
 
+from dataset.preparation.verify import main
 from dataset.store import pack_frames, write_store
-from dataset.verify import main
 
 GREY = np.full((48, 64, 3), 128, np.uint8)
 

@@ -19,16 +19,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset import parts
-from dataset.flow import compute_flow, decode_flow, encode_flow
-from dataset.footage import Video, class_list, find_videos
-from dataset.frames import Options, make_frames, read_video, resize
 from dataset.jpeg import decode, decode_whole
-from dataset.prepare import main
+from dataset.preparation import write as parts
+from dataset.preparation.find import Video, class_list, find_videos
+from dataset.preparation.flow import compute_flow, decode_flow, encode_flow
+from dataset.preparation.frames import Options, make_frames, read_video, resize
+from dataset.preparation.prepare import main
 from dataset.store import BrokenVideo, VideoStore
 from utils.errors import UserError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 FAST = ["--flow", "dis", "-j", "1"]
 
 

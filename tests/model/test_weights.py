@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from backbone.select_backbone import select_backbone
-from eval.weights import check_classes, load_backbone, load_classifier, origin
 from model.classifier import LinearClassifier
 from model.pretrain import CoCLR, InfoNCE
+from model.weights import check_classes, load_backbone, load_classifier, origin
 from utils.errors import UserError
 
 

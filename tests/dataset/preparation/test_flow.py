@@ -2,7 +2,7 @@ import cv2
 import numpy as np
 import pytest
 
-from dataset.flow import color_wheel, compute_flow, decode_flow, encode_flow
+from dataset.preparation.flow import color_wheel, compute_flow, decode_flow, encode_flow
 from utils.errors import UserError
 
 

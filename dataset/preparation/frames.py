@@ -13,9 +13,9 @@ os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # a broken file is report
 import cv2
 import numpy as np
 
-from dataset.flow import compute_flow, encode_flow
-from dataset.footage import Video
 from dataset.jpeg import decode, decode_whole, encode
+from dataset.preparation.find import Video
+from dataset.preparation.flow import compute_flow, encode_flow
 from dataset.store import BrokenVideo
 
 EXACT_COUNT = (

@@ -2,8 +2,8 @@ import cv2
 import numpy as np
 import pytest
 
-from dataset.flow import encode_flow
-from dataset.show import contact_sheet, main
+from dataset.preparation.flow import encode_flow
+from dataset.preparation.show import contact_sheet, main
 from dataset.store import pack_frames, write_store
 
 

@@ -1,0 +1,207 @@
+"""The embedded footage: small videos of a bright textured shape moving over a dark, moving, textured background.
+
+The class of a video is the motion of its shape; everything else (textures, colours, kind, size and place of the shape,
+background and its drift, camera shake, speed, phase, sense) is drawn per video and independent of the class. So flow
+tells the class and colour does not. That the shape is the brighter one lets a small network see its motion in RGB
+within some hundred steps. Motions go on throughout a video, and a mirror image keeps its class.
+
+    python -m dataset.synthetic --out DIR
+
+writes DIR/<Class>/v_<Class>_gGG_c01.avi (motion JPEG) and UCF-style lists DIR/{classInd,trainlist01,testlist01}.txt.
+"""
+
+import os
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from utils.errors import UserError, one_line_errors
+from utils.options import Parser
+
+FPS = 25
+
+
+def triangle(phase: np.ndarray) -> np.ndarray:
+    """Triangle wave of period 1 between -1 and 1."""
+    return 4 * np.abs(phase % 1 - 0.5) - 1
+
+
+def wave(phase: np.ndarray) -> np.ndarray:
+    return np.sin(2 * np.pi * phase)
+
+
+# Class -> the pose of a shape at each phase (in periods): place x, y in units of the amplitude, angle in turns,
+# logarithms of its width and height.
+MOTIONS: dict[str, Callable[[np.ndarray], dict[str, np.ndarray]]] = {
+    "Bounce": lambda p: {"x": 0.7 * triangle(p / 3), "y": 1 - 8 * (p % 1) * (1 - p % 1)},
+    "Orbit": lambda p: {"x": 0.8 * wave(p), "y": 0.8 * wave(p + 0.25)},
+    "Rotate": lambda p: {"angle": p},
+    "Stretch": lambda p: {"width": 0.55 * wave(p), "height": -0.55 * wave(p)},
+    "TranslateHorizontal": lambda p: {"x": triangle(p)},
+    "TranslateVertical": lambda p: {"y": triangle(p)},
+    "Zigzag": lambda p: {"x": 1.6 * triangle(p / 2), "y": 0.8 * triangle(p)},
+    "Zoom": lambda p: {"width": 0.55 * wave(p), "height": 0.55 * wave(p)},
+}
+CLASSES = sorted(MOTIONS, key=str.lower)
+
+
+def noise(rng: np.random.Generator, size: int) -> np.ndarray:
+    """Smooth noise with detail at several scales: float32 [size, size] in [0, 1]."""
+    total = np.zeros((size, size), np.float32)
+    for cells, weight in ((4, 1.0), (9, 0.7), (20, 0.5)):
+        coarse = rng.random((cells, cells), np.float32)
+        total += weight * cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC)
+    return np.clip((total - total.min()) / np.ptp(total), 0, 1)
+
+
+def texture(rng: np.random.Generator, size: int) -> np.ndarray:
+    """A random texture between two random colours: float32 [size, size, 3] in [0, 255]."""
+    y, x = np.mgrid[:size, :size].astype(np.float32) / size
+    bend = noise(rng, size)
+    cos, sin = np.cos(angle := rng.uniform(0, np.pi)), np.sin(angle)
+    u, v = (rng.uniform(3, 7) * (a * cos + b * sin) + 0.8 * bend for a, b in ((x, y), (-y, x)))
+    kind = rng.integers(4)
+    if kind == 0:
+        pattern = noise(rng, size)
+    elif kind == 1:
+        pattern = 0.5 + 0.5 * wave(u)
+    elif kind == 2:
+        pattern = 0.5 + 0.5 * np.tanh(4 * wave(u) * wave(v))
+    else:
+        pattern = np.clip(1.5 - 6 * np.hypot(u % 1 - 0.5, v % 1 - 0.5), 0, 1)
+    pattern = (0.7 * pattern + 0.3 * noise(rng, size))[..., None]
+    first, second = rng.uniform(0, 255, (2, 3))
+    while np.abs(first - second).sum() < 200:  # else flow has nothing to hold on to
+        second = rng.uniform(0, 255, 3)
+    return (first + (second - first) * pattern).astype(np.float32)
+
+
+def sprite(rng: np.random.Generator, size: int) -> np.ndarray:
+    """A textured shape of about ``size`` pixels, colour premultiplied: float32 [size, size, 4], BGR and opacity."""
+    y, x = (np.mgrid[:size, :size] + 0.5) * 2 / size - 1
+    angle, radius, corners = np.arctan2(y, x), np.hypot(x, y), int(rng.integers(3, 7))
+    kind = rng.integers(3)
+    if kind == 0:  # polygon
+        outline = np.cos(np.pi / corners) / np.cos(angle % (2 * np.pi / corners) - np.pi / corners)
+    elif kind == 1:  # flower
+        outline = 0.75 + 0.22 * np.cos(corners * angle)
+    else:  # ellipse
+        outline = 1 / np.hypot(np.cos(angle), np.sin(angle) / rng.uniform(0.55, 1))
+    inside = (0.96 * outline - radius) * size / 2
+    colour = (95 + 0.62 * texture(rng, size)) * np.clip(0.35 + inside / 4, 0, 1)[..., None]  # with a dark rim
+    opacity = np.clip(inside + 0.5, 0, 1)[..., None]
+    return np.concatenate([colour * opacity, opacity], axis=2).astype(np.float32)
+
+
+def render(rng: np.random.Generator, name: str, size: int, frames: int) -> np.ndarray:
+    """Draw a video of class ``name``: uint8 [frames, size, size, 3], BGR."""
+    time = np.arange(frames)
+    background = 0.37 * texture(rng, 2 * size)
+    drift = rng.uniform(-0.1, 0.1, 2) * size / 96  # pixels per frame
+    shake = cv2.GaussianBlur(rng.normal(0, 1, (frames, 2)), (1, 9), 2) * rng.uniform(0, 0.2) * size / 96
+    picture = sprite(rng, round(rng.uniform(0.45, 0.5) * size))
+    place = (0.5 + rng.uniform(-0.03, 0.03, 2)) * size
+    start, amplitude = rng.random(), rng.uniform(0.22, 0.25) * size
+    pose = dict.fromkeys(("x", "y", "angle", "width", "height"), np.zeros(frames))
+    pose |= MOTIONS[name](rng.choice([-1, 1]) * time / rng.uniform(14, 16) + rng.random())
+
+    video = np.empty((frames, size, size, 3), np.uint8)
+    for t in time:
+        shift = np.float32([[1, 0, 0], [0, 1, 0]])
+        shift[:, 2] = shake[t] + drift * t - size / 2
+        canvas = cv2.warpAffine(background, shift, (size, size), borderMode=cv2.BORDER_REFLECT)
+        turn = 2 * np.pi * (start + pose["angle"][t])
+        rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+        linear = np.exp([[pose["width"][t]], [pose["height"][t]]]) * rotation
+        centre = place + amplitude * np.array([pose["x"][t], pose["y"][t]]) + shake[t]
+        matrix = np.column_stack([linear, centre - linear @ np.full(2, len(picture) / 2 - 0.5)])
+        layer = cv2.warpAffine(picture, matrix, (size, size))
+        canvas = canvas * (1 - layer[..., 3:]) + layer[..., :3]
+        video[t] = np.clip(canvas + 0.5, 0, 255)
+    return video
+
+
+def video_name(name: str, number: int) -> str:
+    """The name of the video with this ``number``, counted from 0: every video is its own UCF group."""
+    return f"{name}/v_{name}_g{number + 1:02d}_c01.avi"
+
+
+def write_video(job: tuple[str, int], folder: Path, size: int, frames: int, seed: int) -> None:
+    """Draw and write the video of ``job`` = (class, number). Same bytes for the same seed."""
+    cv2.setNumThreads(1)
+    name, number = job
+    path = folder / video_name(name, number)
+    rng = np.random.default_rng((seed, CLASSES.index(name), number))
+    writer = cv2.VideoWriter(
+        str(path), cv2.CAP_OPENCV_MJPEG, cv2.VideoWriter_fourcc(*"MJPG"), FPS, (size, size)
+    )
+    if not writer.isOpened():
+        raise UserError(f"cannot write {path}")
+    for frame in render(rng, name, size, frames):
+        writer.write(frame)
+    writer.release()
+    if (
+        cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FRAME_COUNT) != frames
+    ):  # the writer itself never complains
+        raise UserError(f"{path} could not be written whole: is the disk full?")
+
+
+def write_footage(out: Path, videos: int, size: int, frames: int, seed: int, jobs: int) -> None:
+    """Write ``videos`` videos of every class and their lists to the new folder ``out``; a fifth is for testing."""
+    part = out.with_name(out.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)  # of a run that was killed
+    for name in CLASSES:
+        (part / name).mkdir(parents=True)
+    todo = [(name, number) for name in CLASSES for number in range(videos)]
+    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:  # OpenCV's threads do not survive a fork
+        work = pool.map(
+            partial(write_video, folder=part, size=size, frames=frames, seed=seed), todo, chunksize=4
+        )
+        list(tqdm(work, "synthetic videos", len(todo), unit="video", disable=None))
+    first_test = videos - max(1, videos // 5)
+    lists = {
+        "classInd": [f"{i} {name}" for i, name in enumerate(CLASSES, 1)],
+        "trainlist01": [
+            f"{video_name(name, number)} {CLASSES.index(name) + 1}"
+            for name, number in todo
+            if number < first_test
+        ],
+        "testlist01": [video_name(name, number) for name, number in todo if number >= first_test],
+    }
+    for name, lines in lists.items():
+        (part / f"{name}.txt").write_text("\n".join(lines) + "\n")
+    part.rename(out)
+
+
+@one_line_errors
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser(__doc__.split("\n")[0])
+    parser.add_argument("--out", required=True, type=Path, help="folder to make")
+    parser.add_argument("--videos", type=int, default=50, help="videos per class; there are eight classes")
+    parser.add_argument("--size", type=int, default=96, help="width and height in pixels")
+    parser.add_argument("--frames", type=int, default=48, help="length of a video")
+    parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn")
+    parser.add_argument("-j", "--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes")
+    args = parser.parse_args(argv)
+    for option, least, most in (
+        ("videos", 2, 100000),
+        ("size", 16, 2048),
+        ("frames", 2, 100000),
+        ("seed", 0, 2**63),
+        ("jobs", 1, 1024),
+    ):
+        if not least <= getattr(args, option) <= most:
+            raise UserError(f"--{option} {getattr(args, option)}: choose {least} to {most}")
+    if args.out.exists():
+        raise UserError(f"--out {args.out} exists: remove it or choose another folder")
+    try:
+        write_footage(args.out, args.videos, args.size, args.frames, args.seed, args.jobs)
+    except OSError as error:
+        raise UserError(f"cannot write --out {args.out}: {error}") from error
