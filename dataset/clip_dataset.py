@@ -5,7 +5,6 @@ import atexit
 import copy
 import logging
 import multiprocessing
-import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 
@@ -22,6 +21,7 @@ from dataset.device_decode import decode_clips, device_decodes
 from dataset.jpeg import frame_size
 from dataset.registry import Videos, open_videos, parse_name
 from dataset.store import BrokenVideo
+from utils.cores import available_cores
 from utils.errors import UserError
 
 log = logging.getLogger("coclr")
@@ -241,7 +241,7 @@ def make_loader(
     dataset: ClipDataset, batch_size: int, workers: int, rank: int, world_size: int, device: torch.device
 ) -> DataLoader:
     """Loader of shuffled batches whose workers live on between epochs; at most one worker per available core."""
-    workers = min(workers, len(os.sched_getaffinity(0)))
+    workers = min(workers, available_cores())
     batches = ShuffledBatches(len(dataset), batch_size, rank, world_size, dataset.seed)
     return DataLoader(
         dataset,

@@ -7,23 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
+from dataset.catalogue import DATASETS, PART_FOLDERS, STREAMS, DatasetName, lies_in_parts, parse_name
 from dataset.clips import long_enough
 from dataset.splits import class_of, find_split, read_classes, source_ids
 from dataset.store import VideoStore
 from utils.errors import UserError
 
 log = logging.getLogger("coclr")
-
-KNOWN = ("ucf101", "hmdb51", "k400")  # every other name is a folder made by dataset/prepare.py
-
-
-@dataclass(frozen=True)
-class DatasetName:
-    """What a ``--dataset`` value says: ucf101-f-2clip -> base ucf101, streams ("flow",), clips 2."""
-
-    base: str
-    streams: tuple[str, ...]
-    clips: int
 
 
 @dataclass(frozen=True)
@@ -46,31 +36,27 @@ class Videos:
         return len(self.names)
 
 
-def parse_name(name: str) -> DatasetName:
-    """Take a dataset name apart: NAME[-f|-2stream][-2clip]."""
-    base, clips = (name.removesuffix("-2clip"), 2) if name.endswith("-2clip") else (name, 1)
-    for ending, streams in (("-2stream", ("rgb", "flow")), ("-f", ("flow",))):
-        if base.endswith(ending):
-            return DatasetName(base.removesuffix(ending), streams, clips)
-    return DatasetName(base, ("rgb",), clips)
-
-
 def locate(dataset: DatasetName, data_root: Path, part: str, given: dict[str, str | None]) -> dict[str, Path]:
     """Path of each stream's database: the ``given`` one, else ROOT/NAME/{rgb,flow}.lmdb (Kinetics: in train/, val/)."""
     folder = data_root / dataset.base
-    if dataset.base not in KNOWN and not folder.is_dir() and not all(given.get(s) for s in dataset.streams):
+    if (
+        dataset.base not in DATASETS
+        and not folder.is_dir()
+        and not all(given.get(s) for s in dataset.streams)
+    ):
         prepared = (
             sorted(path.name for path in data_root.iterdir() if path.is_dir()) if data_root.is_dir() else []
         )
         raise UserError(
-            f"unknown dataset {dataset.base!r}: there is no folder {folder}. Known: {', '.join(KNOWN)}; in {data_root}:"
-            f" {', '.join(prepared) or 'nothing'}. Prepare it with 'python -m dataset.prepare' or set --data_root"
+            f"unknown dataset {dataset.base!r}: there is no folder {folder}. Known: {', '.join(DATASETS)}; in "
+            f"{data_root}: {', '.join(prepared) or 'nothing'}. Prepare it with 'python -m dataset.prepare' or set "
+            "--data_root"
         )
-    if (folder / "val").is_dir() or dataset.base == "k400":
-        folder = folder / ("train" if part == "train" else "val")
+    if lies_in_parts(dataset.base, folder):
+        folder = folder / PART_FOLDERS[part]
     paths = {}
     for stream in dataset.streams:
-        paths[stream] = Path(given.get(stream) or folder / f"{stream}.lmdb")
+        paths[stream] = Path(given.get(stream) or folder / STREAMS[stream].database)
         if not paths[stream].exists():
             raise UserError(
                 f"no {stream} database at {paths[stream]}; set --{stream}_lmdb, --data_root or $COCLR_DATA"
@@ -102,7 +88,9 @@ def open_videos(
         video for video in next(iter(stores.values())).names if all(video in p for p in position.values())
     ]
 
-    separate = folder.name in ("train", "val")  # Kinetics: one database per part, every video its own source
+    separate = (
+        folder.name in PART_FOLDERS.values()
+    )  # Kinetics: one database per part, every video its own source
     class_folder = folder.parent if separate else folder
     classes = read_classes(class_folder, everything)
     if separate:
@@ -120,7 +108,7 @@ def open_videos(
 
     positions = {s: np.array([position[s][video] for video in chosen], dtype=np.int64) for s in stores}
     frames = np.min([stores[s].frame_counts()[positions[s]] for s in stores], axis=0)
-    keep = long_enough(frames, seq_len, ds, whole_clip=dataset.base == "k400")
+    keep = long_enough(frames, seq_len, ds, dataset.facts.whole_clip)
     if not keep.all():
         log.info(
             "%s %s: left out %d videos too short for %d frames at stride %d, or unreadable",

@@ -1,6 +1,5 @@
 """All windows of every test video: each video decoded once for all its windows and spatial crops. Deterministic."""
 
-import os
 from collections.abc import Iterable
 
 import numpy as np
@@ -14,6 +13,7 @@ from dataset.crop import Box, decode_and_crop
 from dataset.jpeg import frame_size
 from dataset.registry import Videos
 from dataset.store import BrokenVideo
+from utils.cores import available_cores
 
 CROP_SHARE = 224 / 256  # side of a test crop as a share of the short side: 224 pixels of 256
 WINDOWS_PER_ITEM = 16  # longer videos are cut into several items, so that memory stays bounded
@@ -97,7 +97,7 @@ def window_loader(
 ) -> Iterable[Item]:
     """Every ``world_size``-th item from ``rank`` on, one at a time: together the ranks see each item once."""
     share = range(rank, len(dataset), world_size)
-    workers = min(workers, len(os.sched_getaffinity(0)), len(share))
+    workers = min(workers, available_cores(), len(share))
     return DataLoader(
         dataset,
         batch_size=None,

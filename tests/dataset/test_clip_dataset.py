@@ -12,7 +12,7 @@ import dataset.clip_dataset as module
 from dataset import crop
 from dataset.augmentation import View
 from dataset.clip_dataset import ClipDataset, ShuffledBatches, make_loader
-from dataset.registry import open_videos, parse_name
+from dataset.registry import open_videos
 from utils.errors import UserError
 
 RELEASED = Path(__file__).parent.parent / "conformance" / "released_lmdb"
@@ -165,22 +165,6 @@ def test_ranks_share_an_epoch_without_overlap():
         batches = ShuffledBatches(50, batch_size=4, rank=rank, world_size=3, seed=5)
         seen += [i for batch in batches for _, i in batch]
     assert len(seen) == len(set(seen)) == 48
-
-
-@pytest.mark.parametrize(
-    ("name", "meaning"),
-    [
-        ("ucf101-2clip", ("ucf101", ("rgb",), 2)),
-        ("ucf101-f-2clip", ("ucf101", ("flow",), 2)),
-        ("k400-2stream-2clip", ("k400", ("rgb", "flow"), 2)),
-        ("hmdb51", ("hmdb51", ("rgb",), 1)),
-        ("k400-f", ("k400", ("flow",), 1)),
-        ("my-set", ("my-set", ("rgb",), 1)),
-    ],
-)
-def test_dataset_names(name, meaning):
-    parsed = parse_name(name)
-    assert (parsed.base, parsed.streams, parsed.clips) == meaning
 
 
 def test_two_parts_share_classes_and_not_videos(root):
