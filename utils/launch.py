@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import warnings
+import zlib
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from utils.errors import UserError
 from utils.log import start_logging
+from utils.processes import available_cores, check_rank, in_slurm_step, process_ranks
 
 log = logging.getLogger("coclr")
 
@@ -33,27 +35,34 @@ class World:
         return self.rank == 0
 
 
-def _place(args: argparse.Namespace) -> tuple[int, int, int]:
+def _ranks(args: argparse.Namespace) -> tuple[int, int, int]:
     """(rank, world size, local rank), from the launcher's environment, else from the options, else one process."""
-    env = os.environ
-    if "RANK" in env and "WORLD_SIZE" in env:
-        local = env.get("LOCAL_RANK", args.local_rank if args.local_rank is not None else 0)
-        return int(env["RANK"]), int(env["WORLD_SIZE"]), int(local)
-    if int(env.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in env:
-        first_host = re.match(
-            r"[^,\[]+(\[\d+)?", env.get("SLURM_STEP_NODELIST", env.get("SLURM_JOB_NODELIST", ""))
-        )
-        env.setdefault("MASTER_ADDR", first_host[0].replace("[", "") if first_host else "127.0.0.1")
-        env.setdefault("MASTER_PORT", str(20000 + int(env.get("SLURM_JOB_ID", 0)) % 20000))
-        return int(env["SLURM_PROCID"]), int(env["SLURM_NTASKS"]), int(env.get("SLURM_LOCALID", 0))
-    if args.world_size > 1:
+    rank, size, local_rank = process_ranks()
+    if "LOCAL_RANK" not in os.environ and args.local_rank is not None and not in_slurm_step():
+        local_rank = args.local_rank
+    if size == 1 and args.world_size > 1:
         if args.rank < 0:
             raise UserError(
                 f"--world-size {args.world_size} needs --rank 0...{args.world_size - 1} "
                 "and --dist-url tcp://HOST:PORT, or a launcher such as torchrun"
             )
-        return args.rank, args.world_size, args.local_rank or 0
-    return 0, 1, args.local_rank or 0
+        check_rank(args.rank, args.world_size)
+        return args.rank, args.world_size, local_rank
+    if size > 1 and in_slurm_step():
+        first_host, port = slurm_meeting_point()
+        os.environ.setdefault("MASTER_ADDR", first_host)
+        os.environ.setdefault("MASTER_PORT", str(port))
+    return rank, size, local_rank
+
+
+def slurm_meeting_point() -> tuple[str, int]:
+    """(host, port) where the processes of a step of srun meet: each step of a job has a port of its own."""
+    env = os.environ
+    hosts = env.get("SLURM_STEP_NODELIST", env.get("SLURM_JOB_NODELIST", ""))
+    first_host = re.match(r"[^,\[]+(\[\d+)?", hosts)
+    step = f"{env.get('SLURM_JOB_ID')}.{env.get('SLURM_STEP_ID')}"
+    port = 20000 + zlib.crc32(step.encode()) % 10000  # below the ports that the system itself hands out
+    return first_host[0].replace("[", "") if first_host else "127.0.0.1", port
 
 
 def set_up_cpu() -> None:
@@ -62,8 +71,7 @@ def set_up_cpu() -> None:
     Memory that goes back to the system after every layer costs a page fault for each 4 KB of the next.
     """
     if "OMP_NUM_THREADS" not in os.environ:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+        torch.set_num_threads(max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
     log.info("%d thread(s) per process compute ($OMP_NUM_THREADS sets it)", torch.get_num_threads())
     set_option = getattr(ctypes.CDLL(None), "mallopt", None)  # of glibc
     if set_option:
@@ -73,7 +81,7 @@ def set_up_cpu() -> None:
 
 def start(args: argparse.Namespace) -> World:
     """Start logging, join the process group if there are several processes, choose and set up this process's device."""
-    rank, size, local_rank = _place(args)
+    rank, size, local_rank = _ranks(args)
     start_logging(rank == 0)
     if torch.cuda.is_available() and args.gpu != -1:
         index = args.gpu if args.gpu is not None and size == 1 else local_rank

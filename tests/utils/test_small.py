@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import os
 
 import pytest
 import torch
@@ -100,38 +101,11 @@ def test_defaults_are_the_originals():
     ) == (128, 2048, 0.999, 0.07, 16, 128, 5)
 
 
-@pytest.mark.parametrize(
-    ("environment", "place"),
-    [
-        ({}, (0, 1, 0)),
-        ({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, (5, 8, 1)),
-        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "7"}, (3, 4, 1)),
-        ({"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, (0, 1, 0)),
-    ],
-)
-def test_place_among_processes(monkeypatch, environment, place):
-    for name in (
-        "RANK",
-        "WORLD_SIZE",
-        "LOCAL_RANK",
-        "SLURM_NTASKS",
-        "SLURM_PROCID",
-        "MASTER_ADDR",
-        "MASTER_PORT",
-    ):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in {**environment, "SLURM_STEP_NODELIST": "node[07,09]"}.items():
-        monkeypatch.setenv(name, value)
-    assert launch._place(parse()) == place
-    if environment.get("SLURM_NTASKS") == "4":
-        assert launch.os.environ["MASTER_ADDR"] == "node07"
-
-
 def test_world_size_without_rank_is_an_error(monkeypatch):
     for name in ("RANK", "SLURM_NTASKS"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(UserError, match="--rank"):
-        launch._place(argparse.Namespace(world_size=2, rank=-1, local_rank=None))
+        launch._ranks(argparse.Namespace(world_size=2, rank=-1, local_rank=None))
 
 
 @pytest.mark.parametrize(
@@ -143,7 +117,7 @@ def test_processes_share_the_cores(monkeypatch, environment, threads):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(launch.os, "sched_getaffinity", lambda _: set(range(6)))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)))
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(5)  # as $OMP_NUM_THREADS, read when torch starts, has left it
