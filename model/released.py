@@ -1,22 +1,14 @@
 """Weights by path, URL or released name: downloaded once into a cache."""
 
-import fcntl
 import hashlib
-import http.client
-import logging
 import os
-import shutil
-import urllib.request
 from pathlib import Path
-
-from tqdm import tqdm
 
 from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
+from utils.files import download
 
-log = logging.getLogger("coclr")
-
-SERVER = "http://www.robots.ox.ac.uk/~htd/coclr/"
+SERVER = "https://www.robots.ox.ac.uk/~htd/coclr/"
 RELEASED = {
     "CoCLR-ucf101-rgb": "CoCLR-ucf101-rgb-128-s3d-ep182.tar",
     "CoCLR-ucf101-flow": "CoCLR-ucf101-flow-128-s3d-epoch109.pth.tar",
@@ -48,34 +40,5 @@ def fetch(source: str, offline: bool = False) -> Path:
         return path
     if offline:
         raise UserError(f"--offline: {source} is not in the cache; put {url} at {path}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path.parent / ".lock", "w", encoding="utf-8") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not path.is_file():
-                _download(url, path)
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        raise UserError(
-            f"cannot download {url}: {error}; fetch it by hand to {path}, or set $COCLR_WEIGHTS_URL to a "
-            "mirror of the released files"
-        ) from error
+    download(url, path, load_checkpoint)
     return path
-
-
-def _download(url: str, path: Path) -> None:
-    """Download beside ``path`` and rename once the file is whole and a checkpoint."""
-    partial = path.with_name(f".{path.name}.part")
-    log.info("downloading %s to %s", url, path)
-    try:
-        with urllib.request.urlopen(url, timeout=60) as answer, open(partial, "wb") as file:
-            expected = int(answer.headers.get("Content-Length") or 0)
-            with tqdm.wrapattr(
-                answer, "read", expected or None, desc=path.name, leave=False, disable=None
-            ) as content:
-                shutil.copyfileobj(content, file)
-        if expected and partial.stat().st_size != expected:
-            raise OSError(f"it ended after {partial.stat().st_size} of {expected} bytes")
-        load_checkpoint(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

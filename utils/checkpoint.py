@@ -3,7 +3,6 @@
 import os
 import pickle
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,27 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from utils.errors import UserError
+from utils.files import write_atomically
 
 
 def save_atomically(content: Any, path: Path) -> None:
-    """``torch.save`` beside ``path``, then rename: ``path`` is never a half-written file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(temporary, "wb") as file:
+    """``torch.save``, so that ``path`` is never a half-written file; UserError where that fails."""
+    remedy = "the checkpoints saved before are unharmed: make room, then --resume auto goes on from the last"
+    with write_atomically(path, remedy) as file:
+        try:
             torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (
-        OSError,
-        RuntimeError,
-    ) as error:  # torch's zip writer turns a full disk into an obscure RuntimeError
-        free = shutil.disk_usage(path.parent).free / 1e6
-        temporary.unlink(missing_ok=True)
-        raise UserError(
-            f"cannot save {path}: {error} ({free:.0f} MB of disk were left); the checkpoints saved before "
-            "are unharmed: make room, then --resume auto goes on from the last"
-        ) from error
+        except RuntimeError as error:  # what torch's zip writer makes of a full disk
+            raise OSError(str(error)) from error
 
 
 def _numpy_scalar(dtype: np.dtype, data: bytes) -> np.generic:

@@ -170,7 +170,7 @@ def test_failed_save_leaves_the_old_file(tmp_path):
         def __reduce__(self):
             raise OSError(28, "No space left on device")
 
-    with pytest.raises(UserError, match=r"cannot save .*epoch0\.pth\.tar.*No space left"):
+    with pytest.raises(UserError, match=r"cannot write .*epoch0\.pth\.tar.*No space left"):
         save_atomically({"state_dict": {}, "epoch": 1, "x": Full()}, path)
     assert [p.name for p in tmp_path.iterdir()] == ["epoch0.pth.tar"]
     assert load_checkpoint(path)["epoch"] == 0
