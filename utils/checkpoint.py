@@ -45,6 +45,11 @@ def load_saved(path: Path, what: str) -> Any:
         with torch.serialization.safe_globals(_SAFE):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files raise whatever the reader trips over
+        if unsafe := re.search(r"Unsupported global: GLOBAL (\S+)", str(error)):
+            raise UserError(
+                f"{path} holds {unsafe[1]}, which is not read, as that could run code; where you trust the "
+                "file, load it by torch.load(..., weights_only=False) and save {'state_dict': ...} of it alone"
+            ) from error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise UserError(f"{path} is not a readable {what} (truncated, or not one): {reason}") from error
 
@@ -52,7 +57,8 @@ def load_saved(path: Path, what: str) -> Any:
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU; its best_acc and ids may be numpy scalars.
 
-    "module." prefixes are removed. Raises UserError when the file is absent, damaged, or not a checkpoint.
+    The prefixes "module." of DistributedDataParallel and "_orig_mod." of torch.compile are removed. Raises UserError
+    when the file is absent, damaged, or not a checkpoint.
     """
     path = Path(path)
     if not path.is_file():
@@ -61,8 +67,12 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise UserError(f"{path} is not a checkpoint: it lacks the entry 'state_dict'")
     state = checkpoint["state_dict"]
-    checkpoint["state_dict"] = {str(key).removeprefix("module."): value for key, value in state.items()}
+    checkpoint["state_dict"] = {_plain(str(key)): value for key, value in state.items()}
     return checkpoint
+
+
+def _plain(key: str) -> str:
+    return key.replace("_orig_mod.", "").removeprefix("module.")
 
 
 def describe(state: dict[str, Tensor]) -> str:

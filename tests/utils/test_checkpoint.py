@@ -1,3 +1,4 @@
+import argparse
 import copy
 import os
 import pickle
@@ -61,6 +62,25 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path):
     with pytest.raises(UserError, match="evil"):
         load_checkpoint(path)
     assert not target.exists()
+
+
+def test_options_that_could_run_code_are_named_in_one_line(tmp_path):
+    path = tmp_path / "theirs.pth.tar"
+    torch.save({"state_dict": {}, "args": argparse.Namespace(lr=1)}, path)
+    with pytest.raises(UserError) as refused:
+        load_checkpoint(path)
+    message = str(refused.value)
+    assert message.startswith(f"{path} holds argparse.Namespace, which is not read")
+    assert message.endswith("alone")
+    assert "\n" not in message
+    assert "\x1b" not in message
+
+
+def test_prefixes_of_wrappers_are_removed(tmp_path):
+    path = tmp_path / "compiled.pth.tar"
+    keys = ("module._orig_mod.encoder_q.0.a", "_orig_mod.module.encoder_q.0.b", "encoder_q._orig_mod.0.c")
+    torch.save({"state_dict": dict.fromkeys(keys, torch.ones(1))}, path)
+    assert list(load_checkpoint(path)["state_dict"]) == ["encoder_q.0.a", "encoder_q.0.b", "encoder_q.0.c"]
 
 
 def test_numpy_object_scalar_is_refused(tmp_path):
