@@ -1,30 +1,25 @@
 """Frames of one raw video, as the databases store them: from a video file or from frames already extracted."""
 
 import os
-import re
 import time
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # a broken file is reported once, by us
 
 import cv2
 import numpy as np
 
-from dataset.jpeg import decode, decode_whole, encode
+from dataset.jpeg import decode, encode
 from dataset.preparation.find import Video
 from dataset.preparation.flow import compute_flow, encode_flow
+from dataset.preparation.frame_folders import frame_files, read_flow_files, read_jpegs
 from dataset.store import BrokenVideo
 
 EXACT_COUNT = (
     ".avi",
     ".mp4",
 )  # containers that store their number of frames; for the others it is an estimate
-IMAGE = re.compile(
-    r"^(image|img|frame|(?P<flow>flow_x|flow_y|flow))_?(?P<number>\d+)\.(jpg|jpeg)$", re.IGNORECASE
-)
 
 
 @dataclass(frozen=True)
@@ -121,45 +116,3 @@ def read_video(video: Video, fps: float | None = None) -> Iterator[np.ndarray]:
         raise BrokenVideo(
             video.name, f"{video.path} is cut short: {decoded} of its {announced} frames can be decoded"
         )
-
-
-def frame_files(video: Video) -> dict[str, list[str]]:
-    """Paths of extracted frames by number: "rgb" image_00001.jpg ..., "flow_x", "flow_y", or 3-channel "flow"."""
-    found: dict[str, list[tuple[int, str]]] = defaultdict(list)
-    try:
-        names = os.listdir(video.path)
-    except OSError as error:
-        raise BrokenVideo(video.name, f"cannot read {video.path}: {error.strerror}") from error
-    for match in filter(None, map(IMAGE.match, names)):
-        kind = (match["flow"] or "rgb").lower()
-        found[kind].append((int(match["number"]), os.path.join(video.path, match.string)))
-    if len(found.get("flow_x", ())) != len(found.get("flow_y", ())):
-        raise BrokenVideo(video.name, f"flow_x and flow_y files in {video.path} do not pair up")
-    last = len(found["rgb"]) - 1 if "rgb" in found else None  # some tools repeat the last flow
-    paths = {kind: [path for _, path in sorted(files)] for kind, files in found.items()}
-    return {kind: files if kind == "rgb" else files[:last] for kind, files in paths.items()}
-
-
-def read_jpegs(video: Video, paths: Iterable[str]) -> Iterator[bytes]:
-    """Bytes of JPEG files; raises BrokenVideo for one that cannot be read or decoded."""
-    for path in paths:
-        try:
-            jpeg = Path(path).read_bytes()
-            decode_whole(jpeg)
-        except OSError as error:
-            raise BrokenVideo(video.name, f"cannot read {path}: {error.strerror}") from error
-        except ValueError as error:
-            raise BrokenVideo(video.name, f"{path} is not a whole JPEG") from error
-        yield jpeg
-
-
-def read_flow_files(video: Video, files: dict[str, list[str]], quality: int) -> Iterator[bytes]:
-    """Stored form, RGB (128, y, x), of the flow files: pairs are merged and encoded, 3-channel ones kept."""
-    if "flow" in files:
-        yield from read_jpegs(video, files["flow"])
-    else:
-        for pair in zip(*(read_jpegs(video, files[kind]) for kind in ("flow_x", "flow_y")), strict=True):
-            x, y = (decode(jpeg, cv2.IMREAD_GRAYSCALE) for jpeg in pair)
-            if x.shape != y.shape:
-                raise BrokenVideo(video.name, f"flow_x and flow_y in {video.path} differ in size")
-            yield encode(np.dstack([x, y, np.full_like(x, 128)]), quality)

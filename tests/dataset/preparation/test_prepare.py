@@ -17,6 +17,7 @@ import cv2
 import msgpack
 import numpy as np
 import pytest
+from footage import extract_frames, picture, rgb_image, write_video
 from PIL import Image
 
 from dataset.jpeg import decode, decode_whole
@@ -30,22 +31,6 @@ from utils.errors import UserError
 
 ROOT = Path(__file__).parents[3]
 FAST = ["--flow", "dis", "-j", "1"]
-
-
-def picture(seed: int, shift: int = 0, size: tuple[int, int] = (64, 48)) -> np.ndarray:
-    """Smooth random BGR image [48, 64, 3] moved right by ``shift`` pixels."""
-    noise = np.random.default_rng(seed).integers(0, 256, (size[1] + 40, size[0] + 80, 3), dtype=np.uint8)
-    smooth = cv2.normalize(cv2.GaussianBlur(noise, (0, 0), 2.5), None, 0, 255, cv2.NORM_MINMAX)
-    return np.ascontiguousarray(smooth[20 : 20 + size[1], 60 - shift : 60 - shift + size[0]])
-
-
-def write_video(path: Path, frames: list[np.ndarray], fps: float = 30, code: str = "MJPG") -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*code), fps, frames[0].shape[1::-1])
-    for frame in frames:
-        writer.write(frame)
-    writer.release()
-    return path
 
 
 def write_sound(path: Path) -> Path:
@@ -103,10 +88,6 @@ def undisturbed(footage, tmp_path_factory) -> Path:
     assert "Traceback" not in result.stderr
     assert "estimate from 8 videos" in result.stderr
     return out
-
-
-def rgb_image(jpeg: bytes) -> np.ndarray:
-    return cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
 
 
 def test_frames_and_flow_of_the_databases(undisturbed):
@@ -444,32 +425,14 @@ def test_kinetics_has_two_databases_and_one_class_list(tmp_path):
     assert [(out / part / "left_out.txt").read_text() for part in ("train", "val")] == [gone, ""]
 
 
-def extracted(folder: Path, count: int = 4, flow: str = "") -> dict[str, list[bytes]]:
-    """A folder of extracted frames, and flow as "pairs" or "3-channel" files; their bytes."""
-    folder.mkdir(parents=True)
-    files: dict[str, list[bytes]] = {"image": [], "flow": [], "flow_x": [], "flow_y": []}
-    for t in range(count):
-        kinds = {"image": picture(0, 2 * t)}
-        if t < count - 1 and flow:
-            x, y = np.full((48, 64), 100 + t, np.uint8), np.full((48, 64), 160 - t, np.uint8)
-            kinds |= (
-                {"flow_x": x, "flow_y": y} if flow == "pairs" else {"flow": np.dstack([x, y, x * 0 + 128])}
-            )
-        for kind, image in kinds.items():
-            path = folder / f"{kind}_{t + 1:05d}.jpg"
-            cv2.imwrite(str(path), image)
-            files[kind].append(path.read_bytes())
-    return files
-
-
 def test_extracted_frames_and_original_csv(tmp_path):
     videos, out = tmp_path / "frames", tmp_path / "out"
-    pairs = extracted(videos / "a/pairs", flow="pairs")
-    whole = extracted(videos / "a/whole", 12, flow="3-channel")
-    extracted(videos / "a/none")
-    extracted(videos / "a/odd", flow="pairs")
+    pairs = extract_frames(videos / "a/pairs", flow="pairs")
+    whole = extract_frames(videos / "a/whole", 12, flow="3-channel")
+    extract_frames(videos / "a/none")
+    extract_frames(videos / "a/odd", flow="pairs")
     (videos / "a/odd/flow_y_00002.jpg").unlink()
-    extracted(videos / "a/torn")
+    extract_frames(videos / "a/torn")
     (videos / "a/torn/image_00002.jpg").write_bytes(pairs["image"][1][:-2])  # decoders forgive it
     lists = tmp_path / "lists"
     lists.mkdir()
@@ -487,18 +450,10 @@ def test_extracted_frames_and_original_csv(tmp_path):
         assert np.abs(image.mean(axis=(0, 1)) - [128, 160 - t, 100 + t]).max() <= 1
     computed = decode_flow(rgb_image(flow.read_frames(flow.names.index("a/none"), [1])[0]))
     assert abs(np.median(computed[8:-8, 8:-8, 0]) - 2) < 0.3
-    assert "a/odd: flow_x and flow_y files" in (out / "left_out.txt").read_text()
+    assert "a/odd: flow_y file number 2 is missing" in (out / "left_out.txt").read_text()
     assert "image_00002.jpg is not a whole JPEG" in (out / "left_out.txt").read_text()
     assert (out / "trainlist02.txt").read_text() == "a/pairs\na/whole\n"
     assert (out / "testlist02.txt").read_text() == "a/none\n"
-
-
-def test_surplus_flow_file_is_not_taken(tmp_path):
-    extracted(tmp_path / "v", 4, flow="pairs")
-    for kind in ("flow_x", "flow_y"):
-        shutil.copy(tmp_path / f"v/{kind}_00003.jpg", tmp_path / f"v/{kind}_00004.jpg")
-    made = make_frames(Video("a/v", str(tmp_path / "v")), Options(), [0.0])
-    assert [stream for stream, _ in made] == ["rgb"] * 4 + ["flow"] * 3
 
 
 def test_too_long_a_video_takes_no_room(footage, tmp_path, monkeypatch):
