@@ -32,8 +32,8 @@ class ClipDataset(Dataset):
         draw_box: draws the crop of a view, see ``draw_crop``.
 
     An item is a dict: "clips" uint8 [V, streams, T, S, S, 3]; "draws", the augmentation draws [V, ...] for
-    ``dataset.augmentation``, common to the streams of a view; "label", "source", "index" of the video; "broken", why
-    the video asked for could not be read ("" normally): then another video stands in for it.
+    ``dataset.augmentation``, common to the streams of a view; "label", "source", "index", "name" of the video;
+    "broken", why the video asked for could not be read ("" normally): then another video stands in for it.
     """
 
     def __init__(
@@ -83,4 +83,5 @@ class ClipDataset(Dataset):
             "label": int(videos.labels[index]),
             "source": int(videos.sources[index]),
             "index": index,
+            "name": videos.names[index],
         }
