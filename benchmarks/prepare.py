@@ -22,9 +22,10 @@ import cv2
 
 from benchmarks.common import in_turns, measured, print_setting
 from dataset.jpeg import encode
+from dataset.preparation.decode import decode_video
 from dataset.preparation.find import Video, find_videos
 from dataset.preparation.flow import METHODS
-from dataset.preparation.frames import Options, make_frames, read_video, resize
+from dataset.preparation.frames import Options, make_frames, resize
 from dataset.preparation.synthetic import write_footage
 from utils.errors import one_line_errors
 from utils.options import Parser, positive_int
@@ -35,7 +36,7 @@ UCF101_FRAMES = 2_480_000
 
 def repeat(videos: list[Video], folder: Path, frames: int) -> int:
     """Link the videos into ``folder`` again and again, up to about that many frames; returns the exact number."""
-    once = sum(1 for video in videos for _ in read_video(video))
+    once = sum(1 for video in videos for _ in decode_video(video.path))
     times = math.ceil(frames / once)
     for i in range(times):
         for video in videos:
@@ -50,7 +51,7 @@ def bare_work(videos: list[Video], short_side: int) -> float:
     cv2.setNumThreads(1)
     start = time.process_time()
     for video in videos:
-        for frame in read_video(video):
+        for frame in decode_video(video.path):
             encode(resize(frame, short_side), Options().quality)
     return time.process_time() - start
 
@@ -112,7 +113,7 @@ def main(argv: list[str] | None = None) -> None:
         videos, _ = find_videos(args.videos or work / "made")
         frames = repeat(videos, work / "links", args.frames)
         linked, _ = find_videos(work / "links")
-        shape = next(read_video(videos[0])).shape
+        shape = next(decode_video(videos[0].path)).shape
         print(f"{frames} frames, the first {shape[1]}x{shape[0]}, short side {args.short_side}")
         shares = [linked[i :: args.jobs] for i in range(args.jobs)]
         with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:

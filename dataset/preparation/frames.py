@@ -4,22 +4,17 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-
-os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # a broken file is reported once, by us
+from fractions import Fraction
 
 import cv2
 import numpy as np
 
 from dataset.jpeg import decode, encode
+from dataset.preparation.decode import Report, decode_video
 from dataset.preparation.find import Video
 from dataset.preparation.flow import compute_flow, encode_flow
 from dataset.preparation.frame_folders import frame_files, read_flow_files, read_jpegs
 from dataset.store import BrokenVideo
-
-EXACT_COUNT = (
-    ".avi",
-    ".mp4",
-)  # containers that store their number of frames; for the others it is an estimate
 
 
 @dataclass(frozen=True)
@@ -34,17 +29,19 @@ class Options:
     quality: int = 90
 
 
-def make_frames(video: Video, options: Options, flow_clock: list[float]) -> Iterator[tuple[str, bytes]]:
+def make_frames(
+    video: Video, options: Options, flow_clock: list[float], report: Report | None = None
+) -> Iterator[tuple[str, bytes]]:
     """JPEG frames of a video as they come off the decoder: ("rgb", bytes), ("flow", bytes), ...
 
     Flow is computed between the RGB frames as stored, that is after resizing and JPEG. Seconds spent in the flow method
-    are added to ``flow_clock[0]``. Raises BrokenVideo.
+    are added to ``flow_clock[0]``; what decoding a video file met goes to ``report``. Raises BrokenVideo.
     """
     files = frame_files(video) if os.path.isdir(video.path) else None
     flow_given = files is not None and ("flow" in files or "flow_x" in files) and options.short_side is None
     previous = None
     try:
-        for jpeg in _rgb_frames(video, files, options):
+        for jpeg in _rgb_frames(video, files, options, report or Report()):
             if "rgb" in options.streams:
                 yield "rgb", jpeg
             if "flow" in options.streams and not flow_given:
@@ -64,10 +61,12 @@ def make_frames(video: Video, options: Options, flow_clock: list[float]) -> Iter
         raise BrokenVideo(video.name, f"OpenCV: {error.err or error}") from error
 
 
-def _rgb_frames(video: Video, files: dict[str, list[str]] | None, options: Options) -> Iterator[bytes]:
+def _rgb_frames(
+    video: Video, files: dict[str, list[str]] | None, options: Options, report: Report
+) -> Iterator[bytes]:
     if files is None:
-        for frame in read_video(video, options.fps):
-            yield encode(resize(frame, options.short_side), options.quality)
+        for frame in decode_video(video.path, options.fps, report):
+            yield encode(resize(frame, options.short_side, report.pixel_aspect), options.quality)
         return
     if options.fps is not None:
         raise BrokenVideo(video.name, "--fps needs a video file: a folder of frames does not say its rate")
@@ -77,42 +76,14 @@ def _rgb_frames(video: Video, files: dict[str, list[str]] | None, options: Optio
         yield jpeg
 
 
-def resize(frame: np.ndarray, short_side: int | None) -> np.ndarray:
-    """Scale [H, W, 3] to a shorter side of ``short_side``, None: not; by area averaging, bilinear if it grows."""
+def resize(frame: np.ndarray, short_side: int | None, pixel_aspect: Fraction = Fraction(1)) -> np.ndarray:
+    """Scale [H, W, 3] to a shorter side of ``short_side``, None: not; by area averaging, bilinear if it grows.
+
+    Pixels that are ``pixel_aspect`` times as wide as high become square.
+    """
     if short_side is None:
         return frame
-    height, width = frame.shape[:2]
+    height, width = frame.shape[0], frame.shape[1] * pixel_aspect
     scale = short_side / min(height, width)
-    size = (short_side, round(height * scale)) if width <= height else (round(width * scale), short_side)
+    size = round(width * scale), round(height * scale)
     return cv2.resize(frame, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-
-
-def read_video(video: Video, fps: float | None = None) -> Iterator[np.ndarray]:
-    """Decode a video file: BGR frames uint8 [H, W, 3].
-
-    Args:
-        fps: leave out frames so that about this many per second stay; frames are never repeated. None: every frame.
-
-    Raises BrokenVideo if nothing decodes or, once the frames that do are given, if the file is cut short.
-    """
-    capture = cv2.VideoCapture(os.path.abspath(video.path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
-    try:
-        rate = capture.get(cv2.CAP_PROP_FPS)
-        step = fps / rate if fps and rate > 0 else 1.0
-        decoded = 0
-        while True:
-            more, frame = capture.read()
-            if not more:
-                break
-            if decoded == 0 or int(decoded * step) > int((decoded - 1) * step):
-                yield frame
-            decoded += 1
-        announced = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
-    finally:
-        capture.release()
-    if decoded == 0:
-        raise BrokenVideo(video.name, f"no frame of {video.path} can be decoded")
-    if video.path.lower().endswith(EXACT_COUNT) and decoded < 0.9 * announced:
-        raise BrokenVideo(
-            video.name, f"{video.path} is cut short: {decoded} of its {announced} frames can be decoded"
-        )

@@ -22,9 +22,10 @@ from PIL import Image
 
 from dataset.jpeg import decode, decode_whole
 from dataset.preparation import write as parts
+from dataset.preparation.decode import decode_video
 from dataset.preparation.find import Video, class_list, find_videos
 from dataset.preparation.flow import compute_flow, decode_flow, encode_flow
-from dataset.preparation.frames import Options, make_frames, read_video, resize
+from dataset.preparation.frames import Options, make_frames, resize
 from dataset.preparation.prepare import main
 from dataset.store import BrokenVideo, VideoStore
 from utils.errors import UserError
@@ -559,7 +560,7 @@ def test_short_side_fps_quality_and_bound_reach_the_frames(tmp_path):
 def test_fps_leaves_out_frames_evenly(tmp_path, fps, expected):
     grey = [np.full((32, 32, 3), 10 + 15 * t, np.uint8) for t in range(15)]
     video = Video("a/x", str(write_video(tmp_path / "x.avi", grey, fps=30)))
-    assert [round((frame.mean() - 10) / 15) for frame in read_video(video, fps)] == expected
+    assert [round((frame.mean() - 10) / 15) for frame in decode_video(video.path, fps)] == expected
 
 
 def test_flow_is_that_of_the_stored_frames(tmp_path):
@@ -584,6 +585,6 @@ def test_class_list_follows_class_ind_where_that_has_all(tmp_path):
 
 def test_broken_video_of_an_unreadable_folder(tmp_path):
     with pytest.raises(BrokenVideo, match="no frame of"):
-        list(read_video(Video("a/gone", str(tmp_path / "gone.avi"))))
+        list(decode_video(str(tmp_path / "gone.avi")))
     with pytest.raises(UserError, match="cannot read --videos"):
         find_videos(tmp_path / "gone")

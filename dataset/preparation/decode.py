@@ -1,0 +1,376 @@
+"""Video files to frames, as FFmpeg shows them: upright, in order, none repeated or dropped. By PyAV, in one thread.
+
+What FFmpeg decodes is what counts: frames that an edit list hides are not shown, what a decoder conceals is shown and
+counted, announced numbers of frames and rates are not believed. Interlaced video stays as it is, two fields in a frame.
+"""
+
+import math
+import os
+import re
+import shlex
+import struct
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import av.filter
+import numpy as np
+from av.stream import Disposition
+
+from dataset.store import BrokenVideo
+
+# of the files that FFmpeg reads moving pictures from
+VIDEO_SUFFIXES = frozenset(
+    ".3g2 .3gp .264 .265 .amv .asf .avi .divx .dv .f4v .flv .gif .h264 .h265 .hevc .ivf .m1v .m2p .m2t .m2ts .m2v "
+    ".m4v .mjpeg .mjpg .mk3d .mkv .mod .mov .mp4 .mpe .mpeg .mpg .mpv .mts .mxf .nut .obu .ogm .ogv .qt .rm .rmvb "
+    ".tod .ts .vob .webm .wmv .wtv .y4m".split()
+)
+ENOUGH = 0.9  # a video of which a smaller share decodes is left out
+SEGMENT = b"\x18\x53\x80\x67"  # what holds everything else in a Matroska file
+
+
+@dataclass
+class Report:
+    """What one pass over a video file met."""
+
+    frames: int = 0  # shown
+    lost: int = 0  # packets or frames of which no picture could be made
+    concealed: int = 0  # frames in which the decoder concealed faults
+    rescaled: int = 0  # frames of another size than the first, scaled to it
+    pixel_aspect: Fraction = Fraction(1)  # width by height of a pixel, upright
+
+
+def decode_video(path: str, fps: float | None = None, report: Report | None = None) -> Iterator[np.ndarray]:
+    """Frames that a video file shows: BGR, uint8 [H, W, 3], of the size of the first. Rows may be padded.
+
+    Args:
+        fps: give the frame nearest to each tick of this rate, by their time stamps, none twice; None: every frame.
+        report: filled in on the way.
+
+    Raises BrokenVideo if nothing can be decoded or, once the frames that can are given, if they are fewer than two or
+    than 90 % of those that the file would show, with those that a cut took away.
+    """
+    with VideoFile(path, report) as video:
+        shown = video.shown()
+        if fps is not None:
+            shown = nearest_to_ticks(shown, Fraction(fps) * video.stream.time_base)
+        for _, frame in shown:
+            picture = video.picture(frame)
+            if picture is not None:
+                yield picture
+        video.check()
+
+
+@dataclass(frozen=True)
+class FrameIndex:
+    """Where the frames of a video file are.
+
+    Args:
+        pts: time stamps of the frames in order, int64 [N].
+        keys: numbers of the frames at which decoding can begin, int64 [K]; the first is 0.
+        size: (height, width) of every frame.
+    """
+
+    pts: np.ndarray
+    keys: np.ndarray
+    size: tuple[int, int]
+
+
+def index_frames(path: str, report: Report | None = None) -> FrameIndex:
+    """Index of the frames that ``decode_video(path)`` gives; raises BrokenVideo where that does.
+
+    Decodes the whole file: which frames it shows, and whether they can be decoded, is not known without.
+    """
+    with VideoFile(path, report) as video:
+        frames = [(frame.pts, frame.key_frame) for _, frame in video.shown()]
+        video.check()
+    pts = np.array([-1 if pts is None else pts for pts, _ in frames], np.int64)
+    can_seek = None not in [pts for pts, _ in frames] and (np.diff(pts) > 0).all()
+    keys = [number for number, (_, key) in enumerate(frames) if number == 0 or (key and can_seek)]
+    return FrameIndex(pts, np.array(keys, np.int64), video.size)
+
+
+def read_frames(path: str, index: FrameIndex, numbers: Sequence[int]) -> Iterator[np.ndarray]:
+    """Frames ``numbers``, which must rise, as ``decode_video`` counts and gives them: decodes from a key frame on.
+
+    Raises BrokenVideo if the file has not the frames of ``index``.
+    """
+    wanted = list(numbers)
+    key = index.keys[np.searchsorted(index.keys, wanted[0], "right") - 1]
+    for begin in dict.fromkeys((int(key), 0)):  # where seeking fails, from the beginning
+        with VideoFile(path, size=index.size) as video:
+            for number, frame in video.numbered(index, begin):
+                if number > wanted[0]:
+                    break
+                if number == wanted[0]:
+                    picture = video.picture(frame)
+                    if picture is None:
+                        break
+                    del wanted[0]
+                    yield picture
+                if not wanted:
+                    return
+    raise BrokenVideo(path, f"frame {wanted[0]} of {path} is not where its index says; make the index anew")
+
+
+def nearest_to_ticks(
+    frames: Iterable[tuple[int, av.VideoFrame]], ticks: Fraction
+) -> Iterator[tuple[int, av.VideoFrame]]:
+    """Those of the (time, frame) pairs that are nearest to tick 0, 1, ..., none twice; of two as near the later one.
+
+    Args:
+        ticks: per unit of the times, which do not fall; the first of them is 0.
+    """
+    previous, tick = None, 0  # tick: the first that has no frame yet
+    for pair in frames:
+        if previous is not None:
+            middle = (previous[0] + pair[0]) * ticks / 2
+            if tick < middle:
+                yield previous
+                tick = math.ceil(middle)
+        previous = pair
+    if previous is not None and tick <= previous[0] * ticks:
+        yield previous
+
+
+class VideoFile:
+    """A video file opened for one pass. Raises BrokenVideo if it is none, or FFmpeg has no decoder for it.
+
+    Args:
+        size: (height, width) of all pictures; None: that of the first frame, upright.
+    """
+
+    def __init__(self, path: str, report: Report | None = None, size: tuple[int, int] | None = None):
+        self.path = path
+        self.size = size
+        self.report = Report() if report is None else report
+        self._end = 0  # of the last frame, in ticks since the first
+        self._fault = ""  # the last
+        self._torn = False  # reading failed before the end
+        self._graph = self._graph_input = None
+        try:
+            self.container = av.open(os.path.abspath(path), metadata_errors="replace")
+        except av.FFmpegError as error:
+            raise BrokenVideo(path, f"no frame of {path} can be decoded: {error.strerror}") from error
+        try:
+            self.stream = self._best_stream()
+        except BaseException:
+            self.container.close()
+            raise
+
+    def __enter__(self) -> "VideoFile":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.container.close()
+
+    def _best_stream(self) -> av.VideoStream:
+        streams = [s for s in self.container.streams.video if not s.disposition & Disposition.attached_pic]
+        if not streams:
+            kinds = ", ".join(stream.type for stream in self.container.streams)
+            raise BrokenVideo(
+                self.path, f"no frame of {self.path} can be decoded: it holds {kinds or 'nothing'}"
+            )
+        best = self.container.streams.best("video")
+        stream = best if best in streams else streams[0]
+        if stream.codec_context is None:
+            raise BrokenVideo(self.path, self._undecodable(self._codec_name()))
+        stream.thread_count = 1
+        stream.thread_type = "NONE"
+        return stream
+
+    def _codec_name(self) -> str:
+        level = av.logging.get_level()
+        av.logging.set_level(av.logging.INFO)  # else the description is empty
+        described = re.search(r"Video: ([^,]+)", self.container.dumps_format())
+        av.logging.set_level(level)
+        return described[1] if described else "unknown"
+
+    def _undecodable(self, codec: str) -> str:
+        new = f"{Path(self.path).with_suffix('')}_h264.mp4"
+        return (
+            f"no frame of {self.path} can be decoded (codec {codec}{self._fault}); a full FFmpeg may convert it: "
+            f"ffmpeg -i {shlex.quote(self.path)} -an -c:v libx264 -crf 18 {shlex.quote(new)}"
+        )
+
+    def shown(self) -> Iterator[tuple[int, av.VideoFrame]]:
+        """Frames in the order shown, with their time since the first in ticks of the stream; counts the faults."""
+        time, previous, step = 0, None, 0
+        for frame in self._decoded():
+            self.report.frames += 1
+            self.report.concealed += frame.is_corrupt
+            if self.size is None:
+                self._describe(frame)
+            pts = frame.pts
+            if pts is None:
+                pts = (previous or 0) + step
+            if previous is not None:
+                time += max(0, pts - previous)  # where time stamps begin anew, the clock goes on
+            previous, step = pts, frame.duration or self._ticks_per_frame()
+            self._end = time + step
+            yield time, frame
+
+    def _describe(self, first: av.VideoFrame) -> None:
+        aspect = Fraction(self.stream.sample_aspect_ratio or 1)
+        *_, transposed = _orientation(first)
+        self.size = (first.width, first.height) if transposed else (first.height, first.width)
+        self.report.pixel_aspect = 1 / aspect if transposed else aspect
+
+    def _ticks_per_frame(self) -> int:
+        rate = self.stream.guessed_rate or self.stream.average_rate
+        return round(1 / (rate * self.stream.time_base)) if rate else 1
+
+    def _decoded(self) -> Iterator[av.VideoFrame]:
+        begun = False  # what precedes the first key frame nobody can show
+        for packet in self._packets():
+            begun |= packet.is_keyframe
+            try:
+                yield from self.stream.decode(packet)
+            except av.FFmpegError as error:
+                self._fault = f": {error.strerror}"
+                self.report.lost += begun and not packet.is_discard
+
+    def _packets(self) -> Iterator[av.Packet]:
+        try:
+            for packet in self.container.demux(self.stream):
+                if packet.size:
+                    yield packet
+        except av.FFmpegError:
+            self._torn = True
+        yield av.Packet()  # what the decoder holds back comes out
+
+    def numbered(self, index: FrameIndex, begin: int) -> Iterator[tuple[int, av.VideoFrame]]:
+        """Frames from key frame ``begin`` on with their numbers in ``index``; ends at one that is not in it."""
+        if begin == 0:
+            for number, (_, frame) in enumerate(self.shown()):
+                yield number, frame
+            return
+        self.container.seek(int(index.pts[begin]), stream=self.stream)
+        for _, frame in self.shown():
+            number = -1 if frame.pts is None else int(np.searchsorted(index.pts, frame.pts))
+            if not 0 <= number < len(index.pts) or index.pts[number] != frame.pts:
+                return
+            yield number, frame
+
+    def picture(self, frame: av.VideoFrame) -> np.ndarray | None:
+        """A frame as BGR, uint8 [H, W, 3], upright and of the size of the first; None, and counted, if that fails."""
+        kind = (frame.width, frame.height, frame.format.name, int(frame.colorspace), int(frame.color_range))
+        try:
+            if kind != self._graph_input:
+                self._graph, self._graph_input = self._converter(frame, *kind), kind
+            self._graph.push(frame)
+            picture = self._graph.pull()
+        except av.FFmpegError as error:
+            self._fault, self._graph_input = f": {error.strerror}", None
+            self.report.lost += 1
+            return None
+        self.report.rescaled += not self._keeps_size
+        plane = picture.planes[0]
+        return np.ndarray(
+            (picture.height, picture.width, 3), np.uint8, plane, strides=(plane.line_size, 3, 1)
+        )
+
+    def _converter(
+        self, frame: av.VideoFrame, width: int, height: int, pixels: str, matrix: int, levels: int
+    ) -> av.filter.Graph:
+        """The filters by which FFmpeg's own command turns frames upright and into bgr24."""
+        across, down, transposed = _orientation(frame)
+        self._keeps_size = self.size == ((width, height) if transposed else (height, width))
+        graph = av.filter.Graph()
+        graph.threads = 1
+        source = f"{width}x{height}:pix_fmt={pixels}:time_base=1/1:colorspace={matrix}:range={levels}"
+        filters = [graph.add("buffer", f"video_size={source}")]
+        if transposed:
+            filters.append(graph.add("transpose", "cclock_flip"))
+        if across < 0:
+            filters.append(graph.add("hflip"))
+        if down < 0:
+            filters.append(graph.add("vflip"))
+        filters.append(graph.add("scale", f"{self.size[1]}:{self.size[0]}:flags=bicubic"))
+        filters.append(graph.add("format", "bgr24"))
+        graph.link_nodes(*filters, graph.add("buffersink")).configure()
+        return graph
+
+    def check(self) -> None:
+        """Raise BrokenVideo unless enough frames were shown, now that all that can be decoded were."""
+        shown, lost = self.report.frames, self.report.lost
+        if shown == 0:
+            raise BrokenVideo(self.path, self._undecodable(self.stream.codec_context.name))
+        if shown == 1:
+            raise BrokenVideo(self.path, f"{self.path} shows fewer than two frames")
+        there = self._share_there()
+        if there < ENOUGH:
+            raise BrokenVideo(self.path, f"{self.path} is cut short: about {there:.0%} of it is there")
+        if shown < ENOUGH * (shown + lost):
+            raise BrokenVideo(
+                self.path, f"{self.path} is damaged: {lost} of its {shown + lost} frames cannot be decoded"
+            )
+
+    def _share_there(self) -> float:
+        """How much of the video a file has that ends before its parts do, or where reading failed; 1.0 for others."""
+        container = self.container.format.name.split(",")[0]
+        size = os.path.getsize(self.path)
+        announced = announced_size(self.path, PART_LENGTHS[container]) if container in PART_LENGTHS else size
+        seconds = self._end * self.stream.time_base
+        duration = (self.stream.duration or 0) * self.stream.time_base or (self.container.duration or 0) / 1e6
+        if duration and (self._torn or (container == "mov" and announced > size)):
+            return float(seconds / duration)
+        return size / announced  # other containers store no duration per stream, or make it fit what is there
+
+
+def _orientation(frame: av.VideoFrame) -> tuple[int, int, bool]:
+    """Signs of the axes of a frame as shown (across, down), and whether they are exchanged first."""
+    if "DISPLAYMATRIX" not in frame.side_data:
+        return 1, 1, False
+    a, b, _, c, d, *_ = struct.unpack("=9i", bytes(frame.side_data["DISPLAYMATRIX"]))
+    return (c, b, True) if abs(b) + abs(c) > abs(a) + abs(d) else (a, d, False)
+
+
+def announced_size(path: str, part_length: Callable[[bytes], int]) -> int:
+    """Bytes that the top-level parts of a file say there are; those there are where they do not say."""
+    size, position = os.path.getsize(path), 0
+    with open(path, "rb") as file:
+        while position < size:
+            file.seek(position)
+            length = part_length(file.read(24).ljust(24, b"\0"))
+            if length == 0:
+                break
+            position += length
+    return max(position, size)
+
+
+def _box_length(head: bytes) -> int:
+    """Length of an MP4 box by its first bytes; 0 if it does not say."""
+    length = int.from_bytes(head[:4], "big")
+    if length == 1:
+        length = int.from_bytes(head[8:16], "big")
+    return length if head[4:8].isalnum() and length >= 8 else 0
+
+
+def _chunk_length(head: bytes) -> int:
+    """Of a RIFF chunk of AVI; a recorder that was stopped leaves 0 or the largest number."""
+    length = int.from_bytes(head[4:8], "little")
+    return 8 + length if head.startswith(b"RIFF") and 0 < length < 0xFFFFFFFF else 0
+
+
+def _object_length(head: bytes) -> int:
+    """Of an ASF object: after a GUID."""
+    return int.from_bytes(head[16:24], "little")
+
+
+def _element_length(head: bytes) -> int:
+    """Of a Matroska element; its head alone for a segment that does not say, so that its clusters are looked at."""
+    name = 9 - head[0].bit_length()  # bytes: the zero bits in front say how many follow
+    digits = 9 - head[name % 9].bit_length()
+    if name > 8 or digits > 8:
+        return 0
+    largest = (1 << 7 * digits) - 1
+    length = int.from_bytes(head[name : name + digits], "big") & largest
+    if length < largest:
+        return name + digits + length
+    return name + digits if head.startswith(SEGMENT) else 0
+
+
+PART_LENGTHS = {"mov": _box_length, "avi": _chunk_length, "asf": _object_length, "matroska": _element_length}
