@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from backbone.select_backbone import feature_shape
 from dataset.augmentation import View, draw_crop
-from dataset.clip_dataset import ClipDataset, is_left_to, make_loader
+from dataset.clip_dataset import ClipDataset
+from dataset.loader import make_loader
 from dataset.registry import Videos, parse_name
 from eval.evaluate import evaluate, probabilities_of, read_videos
 from eval.metrics import accuracies
@@ -202,7 +203,6 @@ def train(args: argparse.Namespace, world: World) -> None:
         args.seed,
         lambda rng: (View(0, "finetune"),),
         lambda rng, height, width: draw_crop(rng, height, width, attempts=10, fallback="centre"),
-        is_left_to(world.device, args.decode),
     )
 
     def validate(epoch: int) -> dict[str, float]:

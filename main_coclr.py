@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dataset.clip_dataset import pretraining_loader
+from dataset.loader import pretraining_loader
 from dataset.registry import Videos
 from model.loss import hide_self_positive, mil_nce_loss
 from model.pretrain import CoCLR

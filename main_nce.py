@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dataset.clip_dataset import pretraining_loader
+from dataset.loader import pretraining_loader
 from model.loss import supcon_loss
 from model.pretrain import InfoNCE, UberNCE
 from model.split_batch_norm import split_batch_norm

@@ -8,8 +8,6 @@ by DIS). Compared are, for the same draws, two views of a video in RGB and in RG
           colour jitter, grey, blur, flip, to float tensor, normalise
   decode  nothing but decoding the JPEGs that the drawn views use
   ours    an item of ClipDataset (the colour work is left to the training device: see utils/augment.py)
-  encoded an item for --decode gpu, of which the worker decodes nothing
-  device  what is left of it for the GPU: decoding, crops and resizing of a batch of all samples
 and then DataLoaders of ours with a growing number of workers. Everything runs on one thread per process. Medians and
 ranges are of ``--repeats`` rounds in turn; a DataLoader's round is an epoch.
 """
@@ -36,9 +34,10 @@ from PIL import Image, ImageFilter
 
 from benchmarks.common import in_turns, print_setting, spread
 from dataset.augmentation import MEAN, STD, draw_augmentation, draw_crop, draw_pretrain_views
-from dataset.clip_dataset import ClipDataset, join_jpegs, make_loader
+from dataset.clip_dataset import ClipDataset
 from dataset.clips import train_clip
 from dataset.jpeg import decode, encode
+from dataset.loader import make_loader
 from dataset.preparation.flow import compute_flow, encode_flow
 from dataset.preparation.frames import resize
 from dataset.preparation.synthetic import CLASSES, render
@@ -80,7 +79,7 @@ def make_stores(paths: list[str], folder: Path) -> dict[str, VideoStore]:
     return {stream: VideoStore(folder / f"{stream}.lmdb") for stream in records}
 
 
-def make_dataset(stores: dict[str, VideoStore], encoded: bool = False, copies: int = 1) -> ClipDataset:
+def make_dataset(stores: dict[str, VideoStore], copies: int = 1) -> ClipDataset:
     store = next(iter(stores.values()))
     index = np.tile(np.arange(len(store)), copies)
     videos = Videos(
@@ -92,7 +91,16 @@ def make_dataset(stores: dict[str, VideoStore], encoded: bool = False, copies: i
         index,
         ["video"],
     )
-    return ClipDataset(videos, SEQ_LEN, 1, SIZE, seed=0, encoded=encoded)
+    return ClipDataset(videos, SEQ_LEN, 1, SIZE, seed=0)
+
+
+def drawn_jpegs(dataset: ClipDataset, epoch: int, index: int) -> list[bytes]:
+    """The JPEGs that an item of the dataset decodes."""
+    rng = np.random.default_rng((dataset.seed, epoch, index))
+    used = {view.clip for view in draw_pretrain_views(rng)}
+    clips = [train_clip(rng, int(dataset.videos.frames[index]), SEQ_LEN, 1) for _ in range(1 + max(used))]
+    needed = np.unique([clips[clip] for clip in used]).tolist()
+    return [jpeg for store in dataset.videos.stores.values() for jpeg in store.read_frames(index, needed)]
 
 
 def plain_sample(
@@ -136,22 +144,18 @@ def plain_frame(frame: Image.Image, draws: dict[str, np.ndarray], channel: int) 
 
 def compare(name: str, stores: dict[str, VideoStore], args: argparse.Namespace) -> None:
     """Time them side by side and print medians and ranges in ms per sample."""
-    dataset, encoded = make_dataset(stores), make_dataset(stores, encoded=True)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dataset = make_dataset(stores)
     samples = args.samples
     keys = [(i // len(dataset), i % len(dataset)) for i in range(samples)]
     records = {
         stream: [pack_frames(store.read_frames(i, range(store.num_frames(i)))) for i in range(len(store))]
         for stream, store in stores.items()
     }
-    jpegs = [jpeg for key in keys for jpeg in encoded[key]["jpegs"]]
-    batch = join_jpegs([encoded[key] for key in keys])
+    jpegs = [jpeg for key in keys for jpeg in drawn_jpegs(dataset, *key)]
     work: dict[str, Callable[[], object]] = {
         "plain": lambda: [plain_sample(dataset, records, *key) for key in keys],
         "decode": lambda: decode_all(decode, jpegs),
         "ours": lambda: [dataset[key]["clips"].shape for key in keys],
-        "encoded": lambda: [encoded[key]["frames"].shape for key in keys],
-        f"device ({device})": lambda: encoded.with_clips(batch, device)["clips"].float().mean().item(),
     }
     times = measure(work, samples, args)
     print(

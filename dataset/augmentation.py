@@ -23,6 +23,8 @@ JITTER_LOW = np.array([0.6, 0.6, 0.6, -0.1])  # brightness, contrast, saturation
 JITTER_HIGH = np.array([1.4, 1.4, 1.4, 0.1])
 JITTER_IDENTITY = np.array([1, 1, 1, 0], np.float32)
 BLUR_SIGMA = (0.1, 2.0)  # pixels of the resized crop
+MEAN = (0.485, 0.456, 0.406)  # ImageNet's, for RGB and for flow
+STD = (0.229, 0.224, 0.225)
 
 # probability of each operation by strength
 STRENGTHS = {
@@ -106,10 +108,6 @@ def draw_augmentation(rng: np.random.Generator, strength: str, seq_len: int) -> 
     }
 
 
-MEAN = (0.485, 0.456, 0.406)  # ImageNet's, for RGB and for flow
-STD = (0.229, 0.224, 0.225)
-
-
 def augment(clips: Tensor, draws: Mapping[str, Tensor], channels_last: bool = False) -> Tensor:
     """Augment and normalise a batch: colour jitter, grey, blur, flip, ImageNet mean and standard deviation.
 
@@ -117,13 +115,9 @@ def augment(clips: Tensor, draws: Mapping[str, Tensor], channels_last: bool = Fa
     Returns float32 [N, 3, T, H, W], in channels_last_3d memory format if asked (free: it is the clips' own layout).
     Flow is an image here: a flip mirrors it and does not negate x.
     """
-    order, factors, grey, sigma = (
-        draws[k] for k in ("jitter_order", "jitter_factors", "grey_channel", "blur_sigma")
-    )
-    factors_there, grey_there, sigma_there, mean, std = (
-        value.to(clips.device, non_blocking=True)
-        for value in (factors.view(-1, 4, 1, 1, 1, 1), grey, sigma, torch.tensor(MEAN), torch.tensor(STD))
-    )
+    order, factors = draws["jitter_order"], draws["jitter_factors"]
+    grey, sigma = draws["grey_channel"], draws["blur_sigma"]
+    blur = partial(_blur, radius=math.ceil(5 * float(sigma.max())))
     n, t, h, w, _ = clips.shape
     memory_format = torch.channels_last_3d if channels_last else torch.contiguous_format
     x = torch.empty((n, 3, t, h, w), device=clips.device, memory_format=memory_format)
@@ -131,13 +125,12 @@ def augment(clips: Tensor, draws: Mapping[str, Tensor], channels_last: bool = Fa
         torch.mul(clips.permute(0, 4, 1, 2, 3), 1 / 255, out=x)
         for slot in range(4):
             for operation, (jitter, identity) in enumerate(JITTER):
-                members = (order[:, slot] == operation) & (factors[:, operation] != identity)
-                _update(x, members, jitter, factors_there[:, operation])
-        _update(x, grey[:, 0] >= 0, _grey, grey_there)
-        _update(x, sigma > 0, partial(_blur, radius=math.ceil(5 * float(sigma.max()))), sigma_there)
-        _update(x, draws["flip"], lambda part: part.flip(-1))
-        mean, std = mean.view(3, 1, 1, 1), std.view(3, 1, 1, 1)
-        return torch.addcmul(-mean / std, x, 1 / std, out=x)
+                chosen = (order[:, slot] == operation) & (factors[:, operation] != identity)
+                _apply(x, chosen, jitter, factors[:, operation].view(-1, 1, 1, 1, 1))
+        _apply(x, grey[:, 0] >= 0, _grey, grey)
+        _apply(x, sigma > 0, blur, sigma)
+        _apply(x, draws["flip"], _flip)
+        return _normalize(x)
 
 
 def _clip_by_clip(device: torch.device) -> bool:
@@ -145,18 +138,25 @@ def _clip_by_clip(device: torch.device) -> bool:
     return device.type == "cpu"
 
 
-def _update(x: Tensor, members: Tensor, operation: Callable[..., Tensor], *parameters: Tensor) -> None:
-    """Set x[members] to operation(x[members], parameters[members]); ``members`` is bool [N] on the CPU."""
-    rows = members.nonzero().flatten()
+def _apply(x: Tensor, chosen: Tensor, operation: Callable[..., Tensor], *parameters: Tensor) -> None:
+    """Set x[chosen] to operation(x[chosen], parameters[chosen]); ``chosen`` [N] and parameters lie on the CPU."""
     if _clip_by_clip(x.device):
-        for i in rows.tolist():
-            part = x[i : i + 1]
-            result = operation(part, *(p[i : i + 1] for p in parameters))
-            if result is not part:
-                part.copy_(result)
-    elif len(rows):
-        rows = rows.to(x.device, non_blocking=True)
-        x.index_copy_(0, rows, operation(x[rows], *(p[rows] for p in parameters)))
+        for i in chosen.nonzero().flatten().tolist():
+            clip = x[i : i + 1]
+            result = operation(clip, *(parameter[i : i + 1] for parameter in parameters))
+            if result is not clip:
+                clip.copy_(result)
+    elif chosen.any():
+        there = [parameter[chosen].to(x.device, non_blocking=True) for parameter in parameters]
+        rows = chosen.nonzero().flatten().to(x.device, non_blocking=True)
+        x.index_copy_(0, rows, operation(x[rows], *there))
+
+
+def _normalize(x: Tensor) -> Tensor:
+    mean, std = (
+        torch.tensor(value).view(3, 1, 1, 1).to(x.device, non_blocking=True) for value in (MEAN, STD)
+    )
+    return torch.addcmul(-mean / std, x, 1 / std, out=x)
 
 
 def _luma(x: Tensor) -> Tensor:
@@ -185,25 +185,24 @@ def _hue(x: Tensor, shift: Tensor) -> Tensor:
     sextant = torch.where(largest == green, 2 + (blue - red) / chroma, 4 + (red - green) / chroma)
     sextant = torch.where(largest == red, (green - blue) / chroma, sextant).nan_to_num_(0, 0, 0)
     hue = sextant.add_(6 * shift[:, 0]).remainder_(6)
-    for channel, weight in zip(
-        (red, green, blue), ((hue - 3).abs_() - 1, 2 - (hue - 2).abs_(), 2 - (hue - 4).abs_()), strict=True
-    ):
+    weights = (hue - 3).abs_() - 1, 2 - (hue - 2).abs_(), 2 - (hue - 4).abs_()
+    for channel, weight in zip((red, green, blue), weights, strict=True):
         torch.addcmul(smallest, chroma, weight.clamp_(0, 1), out=channel)
     return x
 
 
-JITTER = (
-    (_brightness, 1.0),
-    (_contrast, 1.0),
-    (_saturation, 1.0),
-    (_hue, 0.0),
-)  # with the factor that changes nothing
+# with the factor that changes nothing
+JITTER = ((_brightness, 1.0), (_contrast, 1.0), (_saturation, 1.0), (_hue, 0.0))
 
 
 def _grey(x: Tensor, channel: Tensor) -> Tensor:
     """Replace all three channels by one per frame; ``channel`` [n, T] in 0..2."""
     index = channel[:, None, :, None, None].expand(-1, 1, -1, *x.shape[-2:])
     return x.gather(1, index).expand_as(x)
+
+
+def _flip(x: Tensor) -> Tensor:
+    return x.flip(-1)
 
 
 def _blur(x: Tensor, sigma: Tensor, radius: int) -> Tensor:
@@ -217,9 +216,8 @@ def _gaussian(sigma: Tensor, length: int, radius: int) -> Tensor:
     """Matrices [n, length, length] that blur a line of pixels, its ends repeated outwards."""
     centre = torch.arange(length, device=sigma.device)[:, None]
     pixel = torch.arange(-radius, length + radius, device=sigma.device)
-    weight = torch.exp(
-        -0.5 * ((pixel - centre) / sigma[:, None, None]) ** 2
-    )  # [n, length, length + 2 radius]
+    distance = (pixel - centre) / sigma[:, None, None]  # [n, length, length + 2 radius]
+    weight = torch.exp(-0.5 * distance**2)
     weight = weight * (weight > 1e-9)  # denormal numbers would make the matrix products ten times slower
     weight = weight / weight.sum(-1, keepdim=True)
     before, inside, after = weight.split([radius, length, radius], dim=-1)

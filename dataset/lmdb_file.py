@@ -22,7 +22,8 @@ class LmdbFile:
     def __init__(self, path: str):
         self.path = path
         self._handle = os.open(os.path.join(path, "data.mdb") if os.path.isdir(path) else path, os.O_RDONLY)
-        os.posix_fadvise(self._handle, 0, 0, os.POSIX_FADV_RANDOM)
+        if hasattr(os, "posix_fadvise"):  # macOS has none
+            os.posix_fadvise(self._handle, 0, 0, os.POSIX_FADV_RANDOM)
         self._size = os.fstat(self._handle).st_size
         newest, self.page_size = -1, 0
         for at in (0, None):  # of the two headers the one of the newer transaction counts
@@ -87,14 +88,15 @@ class LmdbFile:
 
 
 class Value:
-    """A value in the file, read as it is asked for: ``value[a:b]``, ``len(value)``."""
+    """A value of ``size`` bytes in the file, read from its start on as it is asked for."""
 
     def __init__(self, file: LmdbFile, offset: int, size: int):
-        self._file, self._offset, self._size = file, offset, size
+        self.size = size
+        self._file, self._at, self._end = file, offset, offset + size
 
-    def __len__(self) -> int:
-        return self._size
-
-    def __getitem__(self, part: slice) -> bytes:
-        start, stop, _ = part.indices(self._size)
-        return self._file.read(self._offset + start, max(stop - start, 0))
+    def read(self, size: int = -1) -> bytes:
+        """The next ``size`` bytes, or all that are left."""
+        left = self._end - self._at
+        part = self._file.read(self._at, left if size < 0 else min(size, left))
+        self._at += len(part)
+        return part

@@ -2,13 +2,18 @@
 
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from dataset.catalogue import DATASETS, PART_FOLDERS, STREAMS, DatasetName, lies_in_parts, parse_name
 from dataset.clips import long_enough
+from dataset.crop import Box, read_clips
+from dataset.source import FrameSource
 from dataset.splits import class_of, find_split, read_classes, source_ids
 from dataset.store import VideoStore
 from utils.errors import UserError
@@ -24,7 +29,7 @@ class Videos:
     have; ``sources`` the id of the recording each video was cut from.
     """
 
-    stores: dict[str, VideoStore]
+    stores: dict[str, FrameSource]
     names: list[str]
     positions: dict[str, np.ndarray]
     frames: np.ndarray
@@ -34,6 +39,22 @@ class Videos:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def size(self, video: int) -> tuple[int, int]:
+        """(height, width) in pixels of a video's frames in its first stream; raises BrokenVideo."""
+        stream, store = next(iter(self.stores.items()))
+        return store.size(int(self.positions[stream][video]))
+
+    def read_clips(self, video: int, clips: np.ndarray, boxes: Sequence[Box], side: int) -> Tensor:
+        """Clips of one video, uint8 [V, streams, T, side, side, 3]: ``boxes[v]`` of the frames ``clips[v]``.
+
+        clips: int [V, T], ascending in t. boxes: in pixels of a frame of ``size(video)``. Raises BrokenVideo.
+        """
+        size = self.size(video)
+        out = torch.empty(len(clips), len(self.stores), clips.shape[1], side, side, 3, dtype=torch.uint8)
+        for number, (stream, store) in enumerate(self.stores.items()):
+            read_clips(store, int(self.positions[stream][video]), clips, boxes, size, out[:, number])
+        return out
 
 
 def locate(dataset: DatasetName, data_root: Path, part: str, given: dict[str, str | None]) -> dict[str, Path]:

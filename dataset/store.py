@@ -16,30 +16,14 @@ import lmdb
 import msgpack
 import numpy as np
 
+from dataset.jpeg import decode, frame_size
 from dataset.lmdb_file import LmdbFile, Value
+from dataset.source import BrokenVideo
 from dataset.splits import by_class
 from utils.errors import UserError
 
-LENGTH_BYTES = {
-    0xD9: 1,
-    0xDA: 2,
-    0xDB: 4,
-    0xC4: 1,
-    0xC5: 2,
-    0xC6: 4,
-}  # str8, str16, str32 and bin8, bin16, bin32
+READ_BYTES = 256 << 10  # of a record at a time
 BATCH_BYTES = 8 << 20  # of a commit; three times the time per byte with 64 MB, whose pages malloc gives back
-
-
-class BrokenVideo(Exception):
-    """A video that cannot be read: ``name`` says which, ``reason`` why."""
-
-    def __init__(self, name: str, reason: str):
-        super().__init__(name, reason)  # both, so that it pickles
-        self.name, self.reason = name, " ".join(reason.split())
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.reason}"
 
 
 class VideoStore:
@@ -99,22 +83,52 @@ class VideoStore:
     def num_frames(self, position: int) -> int:
         """Frames of one video, from the head of its record; raises BrokenVideo if it is missing or not a list."""
         with self._record(position) as record:
-            return _list_header(record)[0]
+            return _open_list(record, read_size=16)[1]
+
+    def size(self, position: int) -> tuple[int, int]:
+        """(height, width) in pixels of a video's first frame; raises BrokenVideo."""
+        (jpeg,) = self.read_frames(position, [0])
+        try:
+            return frame_size(jpeg)
+        except ValueError as error:
+            raise BrokenVideo(self.names[position], f"{self.path}: frame 0: {error}") from error
+
+    def frames(self, position: int, indices: Sequence[int]) -> Iterator[np.ndarray]:
+        """Those frames, RGB uint8 [H, W, 3], decoded one after another; ``indices`` ascend. Raises BrokenVideo."""
+        for index, jpeg in zip(indices, self.read_frames(position, indices), strict=True):
+            try:
+                yield decode(jpeg)
+            except ValueError as error:
+                raise BrokenVideo(self.names[position], f"{self.path}: frame {index}: {error}") from error
 
     def read_frames(self, position: int, indices: Sequence[int]) -> list[bytes]:
         """JPEG bytes of the asked frames alone; equal indices share one object.
 
         Raises BrokenVideo for a record that is missing, of another type or cut short, and for an index out of range.
         """
+        frames: dict[int, bytes] = {}
+        asked = set(indices)
         with self._record(position) as record:
-            spans = _frame_spans(record, indices)
-            frames = {i: record[slice(*spans[i])] for i in set(indices)}
+            unpacker, count = _open_list(record, READ_BYTES)
+            for i in asked:
+                if not 0 <= i < count:
+                    raise IndexError(f"frame {i} asked of a record of {count}")
+            for i in range(max(asked, default=-1) + 1):
+                try:
+                    if i in asked:
+                        frames[i] = unpacker.unpack()
+                    else:
+                        unpacker.skip()
+                except msgpack.OutOfData:
+                    raise ValueError(f"the record ends before the end of frame {i} of {count}") from None
+                if i in asked and not isinstance(frames[i], bytes):
+                    raise ValueError(f"frame {i} is not a string of bytes")
         return [frames[i] for i in indices]
 
     def record_size(self, position: int) -> int:
         """Bytes of one record; raises BrokenVideo if it is missing."""
         with self._record(position) as record:
-            return len(record)
+            return record.size
 
     @contextlib.contextmanager
     def _record(self, position: int) -> Iterator[Value]:
@@ -124,14 +138,14 @@ class VideoStore:
             if record is None:
                 raise ValueError(f"there is no record {_key(position).decode()}")
             yield record
-        except (OSError, ValueError, IndexError) as error:
+        except (OSError, ValueError, IndexError, msgpack.UnpackException) as error:
             raise BrokenVideo(self.names[position], f"{self.path}: {error}") from error
 
     def _meta(self, key: str) -> Any:
         """Unpacked value of a ``__key__``; None if it is absent or garbled."""
         try:
             value = self._file.find(key.encode())
-            return None if value is None else msgpack.unpackb(value[:], raw=True, strict_map_key=False)
+            return None if value is None else msgpack.unpackb(value.read(), raw=True, strict_map_key=False)
         except (OSError, ValueError, TypeError):
             return None
 
@@ -226,38 +240,10 @@ def _key(position: int) -> bytes:
     return b"%09d" % position
 
 
-def _list_header(record: Value) -> tuple[int, int]:
-    """(number of elements, offset of the first) of a msgpack list; raises ValueError for any other type."""
-    head = record[:5]
-    tag = head[0] if head else 0xC1
-    if 0x90 <= tag <= 0x9F:
-        return tag & 0x0F, 1
-    width = {0xDC: 2, 0xDD: 4}.get(tag)
-    if width is None or len(record) < 1 + width:
-        raise ValueError(
-            f"the record is not a list of frames (msgpack type 0x{tag:02x}, {len(record)} bytes)"
-        )
-    return int.from_bytes(head[1 : 1 + width], "big"), 1 + width
-
-
-def _frame_spans(record: Value, indices: Sequence[int]) -> list[tuple[int, int]]:
-    """(start, end) of frames 0 ... max(indices), by walking the msgpack headers; raises ValueError or IndexError."""
-    count, at = _list_header(record)
-    for i in indices:
-        if not 0 <= i < count:
-            raise IndexError(f"frame {i} asked of a record of {count}")
-    spans = []
-    for i in range(max(indices, default=-1) + 1):
-        head = record[at : at + 5]
-        if not head:
-            raise ValueError(f"the record ends before frame {i} of {count}")
-        tag = head[0]
-        width = 0 if 0xA0 <= tag <= 0xBF else LENGTH_BYTES.get(tag)  # fixstr holds its length in the tag
-        if width is None:
-            raise ValueError(f"frame {i} is not a string of bytes (msgpack type 0x{tag:02x})")
-        start = at + 1 + width
-        at = start + (int.from_bytes(head[1 : 1 + width], "big") if width else tag & 0x1F)
-        if at > len(record):
-            raise ValueError(f"the record ends within frame {i} of {count}")
-        spans.append((start, at))
-    return spans
+def _open_list(record: Value, read_size: int) -> tuple[msgpack.Unpacker, int]:
+    """An unpacker that has read the head of a list of frames, and their number; ValueError for any other type."""
+    unpacker = msgpack.Unpacker(record, raw=True, read_size=read_size, max_array_len=1, max_map_len=1)
+    try:
+        return unpacker, unpacker.read_array_header()
+    except (ValueError, msgpack.UnpackException) as error:
+        raise ValueError(f"the record of {record.size} bytes is not a list of frames") from error

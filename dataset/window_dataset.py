@@ -1,19 +1,14 @@
-"""All windows of every test video: each video decoded once for all its windows and spatial crops. Deterministic."""
-
-from collections.abc import Iterable
+"""The dataset of tests: all windows of every video, each frame decoded once for all its windows and crops."""
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from dataset.clip_dataset import start_worker
 from dataset.clips import test_windows
-from dataset.crop import Box, decode_and_crop
-from dataset.jpeg import frame_size
+from dataset.crop import Box
 from dataset.registry import Videos
-from dataset.store import BrokenVideo
-from utils.cores import available_cores
+from dataset.source import BrokenVideo
 
 CROP_SHARE = 224 / 256  # side of a test crop as a share of the short side: 224 pixels of 256
 WINDOWS_PER_ITEM = 16  # longer videos are cut into several items, so that memory stays bounded
@@ -32,7 +27,7 @@ def crop_boxes(height: int, width: int, crops: int) -> list[Box]:
 
 
 class WindowDataset(Dataset):
-    """Windows of ``videos``; an item is one video, or a part of a long one.
+    """Windows of ``videos``, of one stream; an item is one video, or a part of a long one.
 
     Args:
         videos: what to read, see ``dataset.registry.open_videos``.
@@ -49,14 +44,14 @@ class WindowDataset(Dataset):
     def __init__(
         self, videos: Videos, seq_len: int, ds: int, img_dim: int, crops: int = 1, middle_only: bool = False
     ):
-        self.videos, self.seq_len, self.ds, self.img_dim, self.crops = videos, seq_len, ds, img_dim, crops
+        self.videos, self.crops = videos, crops
+        self.seq_len, self.ds, self.img_dim = seq_len, ds, img_dim
         self.spans: list[tuple[int, int, int]] = []  # (video, first window, end)
         for video, frames in enumerate(videos.frames):
             count = len(test_windows(int(frames), seq_len, ds))
             first, end = (count // 2, count // 2 + 1) if middle_only else (0, count)
-            self.spans += [
-                (video, i, min(i + WINDOWS_PER_ITEM, end)) for i in range(first, end, WINDOWS_PER_ITEM)
-            ]
+            for start in range(first, end, WINDOWS_PER_ITEM):
+                self.spans.append((video, start, min(start + WINDOWS_PER_ITEM, end)))
 
     def __len__(self) -> int:
         return len(self.spans)
@@ -64,45 +59,18 @@ class WindowDataset(Dataset):
     def __getitem__(self, index: int) -> Item:
         video, first, end = self.spans[index]
         windows = test_windows(int(self.videos.frames[video]), self.seq_len, self.ds)[first:end]
-        needed, where = np.unique(windows, return_inverse=True)
+        needed, shown = np.unique(windows, return_inverse=True)
+        broken = ""
         try:
-            frames, broken = self._crops(video, needed), ""
+            boxes = crop_boxes(*self.videos.size(video), self.crops)
+            clips = np.tile(needed, (self.crops, 1))
+            frames = self.videos.read_clips(video, clips, boxes, self.img_dim)[:, 0]
         except BrokenVideo as error:
-            frames, broken = (
-                torch.empty(self.crops, 0, self.img_dim, self.img_dim, 3, dtype=torch.uint8),
-                str(error),
-            )
+            frames = torch.empty(self.crops, 0, self.img_dim, self.img_dim, 3, dtype=torch.uint8)
+            broken = str(error)
         return {
             "video": video,
             "frames": frames,
-            "windows": torch.from_numpy(where.reshape(windows.shape)),
+            "windows": torch.from_numpy(shown.reshape(windows.shape)),
             "broken": broken,
         }
-
-    def _crops(self, video: int, needed: np.ndarray) -> Tensor:
-        ((stream, store),) = self.videos.stores.items()
-        jpegs = store.read_frames(int(self.videos.positions[stream][video]), needed.tolist())
-        frames = torch.empty(self.crops, len(jpegs), self.img_dim, self.img_dim, 3, dtype=torch.uint8)
-        try:
-            size = frame_size(jpegs[0])
-            shown = np.tile(np.arange(len(jpegs)), (self.crops, 1))
-            decode_and_crop(jpegs, shown, crop_boxes(*size, self.crops), size, frames)
-        except ValueError as error:
-            raise BrokenVideo(self.videos.names[video], f"{stream} frame: {error}") from error
-        return frames
-
-
-def window_loader(
-    dataset: WindowDataset, workers: int, rank: int, world_size: int, device: torch.device
-) -> Iterable[Item]:
-    """Every ``world_size``-th item from ``rank`` on, one at a time: together the ranks see each item once."""
-    share = range(rank, len(dataset), world_size)
-    workers = min(workers, available_cores(), len(share))
-    return DataLoader(
-        dataset,
-        batch_size=None,
-        sampler=share,
-        num_workers=workers,
-        pin_memory=device.type == "cuda",
-        worker_init_fn=start_worker,
-    )

@@ -16,7 +16,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from tqdm import tqdm
 
 from dataset.augmentation import JITTER_IDENTITY, augment
-from dataset.window_dataset import Item, WindowDataset, window_loader
+from dataset.loader import window_loader
+from dataset.window_dataset import Item, WindowDataset
 from utils.launch import World
 from utils.precision import autocast
 

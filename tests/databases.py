@@ -8,6 +8,15 @@ import msgpack
 import numpy as np
 
 
+def picture(height=61, width=83, seed=0):
+    """A photograph-like picture, uint8 [H, W, 3]: smooth colours, edges and some noise."""
+    rng = np.random.default_rng(seed)
+    colours = rng.integers(0, 256, (7, 9, 3)).astype(np.uint8)
+    smooth = cv2.resize(colours, (width, height), interpolation=cv2.INTER_CUBIC)
+    cv2.circle(smooth, (width // 2, height // 2), min(height, width) // 4, (250, 20, 90), -1)
+    return np.clip(smooth + rng.normal(0, 4, smooth.shape), 0, 255).astype(np.uint8)
+
+
 def jpeg(image: np.ndarray) -> bytes:
     """JPEG of an RGB image [H, W, 3]."""
     return cv2.imencode(".jpg", image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()

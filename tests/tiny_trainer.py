@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from dataset.clip_dataset import ClipDataset, make_loader
+from dataset.clip_dataset import ClipDataset
+from dataset.loader import make_loader
 from dataset.registry import open_videos
 from utils.engine import Trainer, run_folder
 from utils.launch import World

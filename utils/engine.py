@@ -242,7 +242,7 @@ class Trainer:
 
     def _loaded(self, epoch: int) -> Iterator[tuple[int, Batch, float]]:
         """(batch number, batch, seconds waited for it) of what is left of the epoch, behind a progress bar."""
-        self.batches.start_at(epoch, self.first_batch)
+        self.batches.start_at(epoch, self.first_batch * self.batches.global_batch)
         batches, total = iter(self.loader), self.batches.batches_per_epoch()
         quiet = None if self.world.is_main else True  # None: where it is not a terminal
         for number in tqdm(
@@ -270,7 +270,6 @@ class Trainer:
         last = self.batches.batches_per_epoch() - 1
         for number, batch, wait in self._loaded(epoch):
             waited += wait
-            batch = self.loader.dataset.with_clips(batch, self.world.device)
             self._report_broken(batch)
             self.meters.add(self._update(batch))
             names.append(batch["index"])

@@ -1,24 +1,44 @@
 """Processes and devices: one process, torchrun, torch.distributed.launch or SLURM, on GPUs or a CPU."""
 
 import argparse
+import contextlib
 import ctypes
+import json
 import logging
 import os
 import re
+import signal
+import socket
+import sys
+import threading
 import warnings
 import zlib
 from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
+from utils.cores import available_cores
 from utils.errors import UserError
 from utils.log import start_logging
-from utils.processes import available_cores, check_rank, in_slurm_step, process_ranks
+from utils.processes import check_rank, in_slurm_step, process_ranks
 
 log = logging.getLogger("coclr")
 
+SECONDS_OF_SILENCE = 10
+MAY_DIFFER = (  # options that one process of a run may be given and another not
+    "rank",
+    "local_rank",
+    "gpu",
+    "dist_url",
+    "workers",
+    "data_root",
+    "rgb_lmdb",
+    "flow_lmdb",
+)
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 
 
@@ -38,8 +58,6 @@ class World:
 def _ranks(args: argparse.Namespace) -> tuple[int, int, int]:
     """(rank, world size, local rank), from the launcher's environment, else from the options, else one process."""
     rank, size, local_rank = process_ranks()
-    if "LOCAL_RANK" not in os.environ and args.local_rank is not None and not in_slurm_step():
-        local_rank = args.local_rank
     if size == 1 and args.world_size > 1:
         if args.rank < 0:
             raise UserError(
@@ -47,22 +65,115 @@ def _ranks(args: argparse.Namespace) -> tuple[int, int, int]:
                 "and --dist-url tcp://HOST:PORT, or a launcher such as torchrun"
             )
         check_rank(args.rank, args.world_size)
-        return args.rank, args.world_size, local_rank
-    if size > 1 and in_slurm_step():
-        first_host, port = slurm_meeting_point()
-        os.environ.setdefault("MASTER_ADDR", first_host)
-        os.environ.setdefault("MASTER_PORT", str(port))
+        rank, size = args.rank, args.world_size
+    if args.local_rank is not None and local_rank == 0:
+        local_rank = args.local_rank
     return rank, size, local_rank
 
 
-def slurm_meeting_point() -> tuple[str, int]:
-    """(host, port) where the processes of a step of srun meet: each step of a job has a port of its own."""
+def meeting_point(dist_url: str) -> str:
+    """HOST:PORT or file://PATH where the processes meet, by --dist-url or the launcher's environment.
+
+    Raises UserError where they could not meet there.
+    """
+    if dist_url.startswith("file:///"):
+        return dist_url
+    if dist_url == "env://":
+        if in_slurm_step():
+            for name, value in slurm_meeting_point().items():
+                os.environ.setdefault(name, value)
+        missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+        if missing:
+            raise UserError(
+                f"several processes, but no {' and '.join(missing)} in the environment that says where they meet: "
+                "start them by torchrun or srun, or give --dist-url tcp://HOST:PORT; for one process unset RANK and "
+                "WORLD_SIZE"
+            )
+        dist_url = f"tcp://{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    parts = re.fullmatch(r"tcp://\[?([^/]+?)\]?:(\d{1,5})", dist_url)
+    if not parts or not 0 < int(parts[2]) < 2**16:
+        raise UserError(f"the processes cannot meet at {dist_url}: it should be tcp://HOST:PORT")
+    try:
+        socket.getaddrinfo(parts[1], int(parts[2]))
+    except OSError as error:
+        raise UserError(
+            f"the processes cannot meet at {dist_url}: host {parts[1]} is not known here ({error.strerror})"
+        ) from error
+    return f"{parts[1]}:{parts[2]}"
+
+
+def slurm_meeting_point() -> dict[str, str]:
+    """MASTER_ADDR and MASTER_PORT of a step of srun: its first host, and a port that no other step of the job has."""
     env = os.environ
     hosts = env.get("SLURM_STEP_NODELIST", env.get("SLURM_JOB_NODELIST", ""))
     first_host = re.match(r"[^,\[]+(\[\d+)?", hosts)
     step = f"{env.get('SLURM_JOB_ID')}.{env.get('SLURM_STEP_ID')}"
-    port = 20000 + zlib.crc32(step.encode()) % 10000  # below the ports that the system itself hands out
-    return first_host[0].replace("[", "") if first_host else "127.0.0.1", port
+    return {
+        "MASTER_ADDR": first_host[0].replace("[", "") if first_host else "127.0.0.1",
+        "MASTER_PORT": str(
+            20000 + zlib.crc32(step.encode()) % 10000
+        ),  # below those that the system hands out
+    }
+
+
+def join(args: argparse.Namespace, rank: int, size: int, backend: str) -> None:
+    """Join the process group; UserError where the processes do not meet or were not started as one run."""
+    where = meeting_point(args.dist_url)
+    waiting = threading.Timer(
+        SECONDS_OF_SILENCE,
+        log.warning,
+        ("process %d of %d is still waiting at %s for the others (up to 30 minutes)", rank, size, where),
+    )
+    waiting.start()
+    on_ctrl_c = signal.signal(signal.SIGINT, signal.SIG_DFL)  # torch waits without looking for signals
+    try:
+        store, rank, size = next(rendezvous(args.dist_url, rank, size))
+        # torchrun keeps the store when it starts lost ranks again: what the earlier ones left there would mislead
+        store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        compare_options(store, args, rank, size)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        if "EADDRINUSE" in reason:
+            raise UserError(
+                f"the port of {where} is taken, perhaps by another run: choose another one (--master_port of torchrun, "
+                "MASTER_PORT or --dist-url)"
+            ) from error
+        raise UserError(
+            f"the {size} processes did not meet at {where}: {reason[:200]}; start all of them, each with that address; "
+            "$GLOO_SOCKET_IFNAME or $NCCL_SOCKET_IFNAME names the network between machines"
+        ) from error
+    finally:
+        waiting.cancel()
+        signal.signal(signal.SIGINT, on_ctrl_c)
+
+
+def compare_options(store: dist.Store, args: argparse.Namespace, rank: int, size: int) -> None:
+    """Raise UserError on every rank if one was started with other options: two runs may have met at one place."""
+    own = {"command": Path(sys.argv[0]).name, **vars(args)}
+    own = {name: str(value) for name, value in own.items() if name not in MAY_DIFFER}
+    store.set(f"options of {rank}", json.dumps(own))
+    all_options = [json.loads(store.get(f"options of {other}")) for other in range(size)]
+    all_options[rank] = own  # a second process of this rank may have replaced what the store holds
+    first = all_options[0]
+    for other, theirs in enumerate(all_options):
+        differing = [name for name in first | theirs if first.get(name) != theirs.get(name)]
+        if differing:
+            _let_all_read(store, rank, size)
+            name = differing[0]
+            raise UserError(
+                f"two runs met, or one was started with different options: {name} is {first.get(name)} on process 0, "
+                f"{theirs.get(name)} on process {other}; give all the same, and each run a port of its own "
+                "(--master_port of torchrun, MASTER_PORT)"
+            )
+
+
+def _let_all_read(store: dist.Store, rank: int, size: int) -> None:
+    """The store ends with process 0, so that one leaves last."""
+    store.set(f"read by {rank}", "")
+    if rank == 0:
+        with contextlib.suppress(dist.DistError):
+            store.wait([f"read by {other}" for other in range(size)], timedelta(seconds=SECONDS_OF_SILENCE))
 
 
 def set_up_cpu() -> None:
@@ -114,10 +225,7 @@ def start(args: argparse.Namespace) -> World:
         backend = args.dist_backend or ("nccl" if device.type == "cuda" else "gloo")
         if backend == "nccl" and device.type == "cpu":
             raise UserError("--dist-backend nccl needs a GPU for each process; on a CPU use gloo")
-        store, rank, size = next(rendezvous(args.dist_url, rank, size))
-        # torchrun keeps the store when it starts lost ranks again: what the earlier ones left there would mislead
-        store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+        join(args, rank, size, backend)
     return World(rank, size, device)
 
 

@@ -139,13 +139,6 @@ def training_parser(description: str, models: list[str], num_seq: int, **default
         help="channels-last memory layout; on a CPU, where it is quicker, always",
     )
     speed.add_argument("--compile", action="store_true", help="torch.compile the encoders")
-    speed.add_argument(
-        "--decode",
-        default="cpu",
-        choices=["cpu", "gpu"],
-        help="who decodes, crops and resizes frames of training: the loader's processes or, by nvJPEG, "
-        "the GPU",
-    )
     launch = parser.add_argument_group("launch (torchrun, torch.distributed.launch and srun set these)")
     launch.add_argument("--gpu", type=int, help="GPU of a single process; -1: run on the CPU")
     launch.add_argument(

@@ -1,4 +1,4 @@
-"""Which of how many processes this one is, as its launcher says, and how many cores it may use. Needs no torch."""
+"""Which of how many processes this one is, as its launcher says. Needs no torch."""
 
 import os
 
@@ -40,10 +40,3 @@ def check_rank(rank: int, size: int) -> None:
     """Raise UserError unless there is such a rank among ``size`` processes."""
     if not 0 <= rank < size:
         raise UserError(f"rank {rank} of {size} processes: ranks go from 0 to {size - 1}")
-
-
-def available_cores() -> int:
-    """How many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -1,6 +1,7 @@
 """Optical flow between neighbouring frames, and the form in which it is stored."""
 
 import functools
+from collections.abc import Callable
 
 import cv2
 import numpy as np
@@ -17,21 +18,19 @@ def compute_flow(previous: np.ndarray, following: np.ndarray, method: str = "tvl
         previous, following: uint8 [H, W].
         method: "tvl1" (Zach et al. 2007, as the released databases hold) or "dis" (Kroeger et al. 2016, quick).
     """
-    return _flow_method(method).calc(previous, following, None)
+    return _flow_method(method)(previous, following)
 
 
 @functools.cache
-def _flow_method(method: str) -> cv2.DenseOpticalFlow:
+def _flow_method(method: str) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    if method == "tvl1":
+        from dataset.preparation.tvl1 import tvl1  # numba takes a second to import
+
+        return tvl1
     if method == "dis":
-        return cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    if method != "tvl1":
-        raise UserError(f"unknown flow method {method!r}; choose from {', '.join(METHODS)}")
-    if not hasattr(cv2, "optflow"):
-        raise UserError(
-            "this OpenCV has no TV-L1: pip install opencv-contrib-python-headless in place of "
-            "opencv-python, or use --flow dis"
-        )
-    return cv2.optflow.DualTVL1OpticalFlow_create()
+        dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+        return lambda previous, following: dis.calc(previous, following, None)
+    raise UserError(f"unknown flow method {method!r}; choose from {', '.join(METHODS)}")
 
 
 def encode_flow(flow: np.ndarray, bound: float = 20) -> np.ndarray:

@@ -1,74 +1,10 @@
-import io
-
-import cv2
 import numpy as np
 import pytest
 import torch
+from databases import picture
 from PIL import Image
 
 from dataset import crop
-from dataset.jpeg import decode, frame_size
-
-
-def picture(height=61, width=83, seed=0):
-    """A photograph-like picture, uint8 [H, W, 3]: smooth colours, edges and some noise."""
-    rng = np.random.default_rng(seed)
-    colours = rng.integers(0, 256, (7, 9, 3)).astype(np.uint8)
-    smooth = cv2.resize(colours, (width, height), interpolation=cv2.INTER_CUBIC)
-    cv2.circle(smooth, (width // 2, height // 2), min(height, width) // 4, (250, 20, 90), -1)
-    return np.clip(smooth + rng.normal(0, 4, smooth.shape), 0, 255).astype(np.uint8)
-
-
-def jpeg(image, **options):
-    file = io.BytesIO()
-    image.save(file, "JPEG", **options)
-    return file.getvalue()
-
-
-def rotated():
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    return exif.tobytes()
-
-
-JPEGS = {
-    "plain": jpeg(Image.fromarray(picture())),
-    "progressive": jpeg(Image.fromarray(picture()), progressive=True),
-    "no subsampling": jpeg(Image.fromarray(picture()), subsampling=0),
-    "grey": jpeg(Image.fromarray(picture()).convert("L")),
-    "CMYK": jpeg(Image.fromarray(picture()).convert("CMYK")),
-    "EXIF rotation": jpeg(Image.fromarray(picture()), exif=rotated()),
-    "one pixel": jpeg(Image.fromarray(picture(1, 1))),
-}
-
-
-@pytest.mark.parametrize("kind", JPEGS)
-def test_decode_equals_pillow(kind):
-    expected = np.asarray(Image.open(io.BytesIO(JPEGS[kind])).convert("RGB"))
-    frame = decode(JPEGS[kind])
-    assert frame.dtype == np.uint8
-    assert frame.shape == expected.shape
-    assert frame.flags.c_contiguous
-    # Pillow may carry another JPEG library, whose arithmetic may round otherwise
-    assert np.abs(frame.astype(int) - expected).max() <= 2
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"",
-        b"JPEG",
-        b"\xff\xd8",
-        b"\xff\xd8\xff" + bytes(40),
-        JPEGS["plain"][:-30],
-        JPEGS["plain"][:300],
-        cv2.imencode(".png", picture())[1].tobytes(),
-    ],
-    ids=["empty", "text", "marker only", "zeros", "end missing", "head only", "PNG"],
-)
-def test_decode_refuses_what_is_no_jpeg(data):
-    with pytest.raises(ValueError, match="JPEG"):
-        decode(data)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +45,7 @@ def test_crop_resize_of_many_frames_keeps_their_order():
     assert not clip[-1].any()
     clip = clip[1:-1]
     for frame, mine in zip(frames, clip, strict=True):
-        assert torch.equal(crop.crop_resize([torch.from_numpy(frame)], (5, 6, 40, 50), 24)[0], mine)
+        assert torch.equal(crop.crop_resize([frame], (5, 6, 40, 50), 24)[0], mine)
 
 
 def test_box_scales_with_frames_of_another_size():
@@ -122,25 +58,3 @@ def test_box_scales_with_frames_of_another_size():
     assert torch.equal(crop.crop_resize([large], box, 16, reference=(40, 60))[0], clip[1])
     speck = crop.crop_resize([small, picture(1, 1)], (39, 59, 1, 1), 4)[1]  # never an empty cut
     assert (speck == torch.from_numpy(picture(1, 1))).all()
-
-
-@pytest.mark.parametrize(
-    "options", [{}, {"progressive": True}, {"exif": rotated()}, {"restart_marker_rows": 1}]
-)
-def test_size_in_the_head_of_a_jpeg(options):
-    for mode in ("RGB", "L", "CMYK"):
-        assert frame_size(jpeg(Image.fromarray(picture(37, 50)).convert(mode), **options)) == (37, 50)
-
-
-def test_no_size_in_what_is_no_jpeg():
-    whole = jpeg(Image.fromarray(picture()))
-    for broken in (
-        b"",
-        b"\xff\xd8",
-        b"GIF89a" * 9,
-        whole[:40],
-        b"\xff" * 99,
-        b"\xff\xd8" + b"\xff\xe0\0\0" * 9,
-    ):
-        with pytest.raises(ValueError, match="not a JPEG with a size"):
-            frame_size(broken)

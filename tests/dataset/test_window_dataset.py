@@ -14,7 +14,7 @@ from dataset import window_dataset
 from dataset.clips import test_windows as windows_of
 from dataset.crop import crop_resize
 from dataset.registry import open_videos
-from dataset.window_dataset import WindowDataset, crop_boxes, window_loader
+from dataset.window_dataset import WindowDataset, crop_boxes
 
 
 @pytest.mark.parametrize(("height", "width"), [(256, 340), (341, 256), (256, 256), (256, 455)])
@@ -83,16 +83,6 @@ def test_middle_window_only(videos):
         item["frames"][0][item["windows"][0]],
         crop_resize([frames[i] for i in middle], crop_boxes(48, 48, 1)[0], 16),
     )
-
-
-def test_ranks_share_the_items(videos):
-    dataset = WindowDataset(videos, 8, 1, 16)
-    shares = [
-        [item["video"] for item in window_loader(dataset, 0, rank, 4, torch.device("cpu"))]
-        for rank in range(4)
-    ]
-    assert sorted(video for share in shares for video in share) == list(range(len(videos)))
-    assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
 def test_unreadable_video_is_told_not_raised(tmp_path: Path):

@@ -1,11 +1,11 @@
-"""Ranks from the environment of each launcher; cores."""
+"""Ranks from the environment of each launcher."""
 
 import os
 
 import pytest
 
 from utils.errors import UserError
-from utils.processes import available_cores, process_ranks
+from utils.processes import process_ranks
 
 SLURM_JOB = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1"}
 
@@ -54,9 +54,3 @@ def test_impossible_ranks_are_named(environment, variables, message):
     environment(variables)
     with pytest.raises(UserError, match=message):
         process_ranks()
-
-
-def test_cores_where_the_system_does_not_tell_which(monkeypatch):
-    assert 1 <= available_cores() <= os.cpu_count()
-    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
-    assert available_cores() == os.cpu_count()

@@ -1,13 +1,10 @@
-"""Schedules, meters, options and launch: the small parts."""
+"""Schedules, meters, options: the small parts."""
 
-import argparse
 import math
-import os
 
 import pytest
 import torch
 
-from utils import launch
 from utils.errors import UserError
 from utils.metrics import Meters, top_k_hits
 from utils.options import pretraining_parser
@@ -99,32 +96,6 @@ def test_defaults_are_the_originals():
         args.img_dim,
         args.print_freq,
     ) == (128, 2048, 0.999, 0.07, 16, 128, 5)
-
-
-def test_world_size_without_rank_is_an_error(monkeypatch):
-    for name in ("RANK", "SLURM_NTASKS"):
-        monkeypatch.delenv(name, raising=False)
-    with pytest.raises(UserError, match="--rank"):
-        launch._ranks(argparse.Namespace(world_size=2, rank=-1, local_rank=None))
-
-
-@pytest.mark.parametrize(
-    ("environment", "threads"),
-    [({}, 6), ({"LOCAL_WORLD_SIZE": "2"}, 3), ({"LOCAL_WORLD_SIZE": "8"}, 1), ({"OMP_NUM_THREADS": "6"}, 5)],
-)
-def test_processes_share_the_cores(monkeypatch, environment, threads):
-    for name in ("LOCAL_WORLD_SIZE", "OMP_NUM_THREADS"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)))
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(5)  # as $OMP_NUM_THREADS, read when torch starts, has left it
-        launch.set_up_cpu()
-        assert torch.get_num_threads() == threads
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_fp16_on_a_cpu_is_refused_by_name():

@@ -1,0 +1,125 @@
+"""Loaders: the order of training, shared out to the ranks, and processes that read ahead."""
+
+import argparse
+import os
+import signal
+import threading
+from collections.abc import Iterable, Iterator
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from dataset.clip_dataset import ClipDataset
+from dataset.registry import open_videos, parse_name
+from dataset.window_dataset import Item, WindowDataset
+from utils.cores import available_cores
+from utils.errors import UserError
+
+
+class ShuffledBatches:
+    """Batch sampler: every epoch another order, shared out to the ranks; the last incomplete global batch is dropped.
+
+    Yields lists of (epoch, index). The order follows from (seed, epoch), so a run can go on from any video of it, with
+    another batch size or number of ranks too.
+    """
+
+    def __init__(self, length: int, batch_size: int, rank: int, world_size: int, seed: int):
+        self.length, self.batch_size, self.rank, self.world_size = length, batch_size, rank, world_size
+        self.seed = seed
+        self.epoch, self.videos_seen = 0, 0
+
+    @property
+    def global_batch(self) -> int:
+        """Videos per step of all ranks together."""
+        return self.batch_size * self.world_size
+
+    def start_at(self, epoch: int, videos_seen: int = 0) -> None:
+        """Choose the epoch that the next iteration gives, and how many of its videos all ranks together had before."""
+        self.epoch, self.videos_seen = epoch, videos_seen
+
+    def batches_per_epoch(self) -> int:
+        return self.length // self.global_batch
+
+    def __len__(self) -> int:
+        """Batches that are left of the epoch."""
+        return max(self.length - self.videos_seen, 0) // self.global_batch
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
+        left = order[self.videos_seen :]
+        for batch in range(len(self)):
+            start = (batch * self.world_size + self.rank) * self.batch_size
+            yield [(self.epoch, int(i)) for i in left[start : start + self.batch_size]]
+
+
+def start_worker(worker: int) -> None:
+    """DataLoader worker_init_fn: one core for OpenCV too; signals are for the training process to answer.
+
+    SLURM sends its signals to every process of a job, yet the last step and its checkpoint need the workers. So
+    SIGTERM ends a worker only when it comes from the process that started it, as it does when that one ends.
+    """
+    cv2.setNumThreads(0)
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # macOS lacks it
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Wait for SIGTERM from the parent and end with status 0, which torch takes as a proper end."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
+
+
+def make_loader(
+    dataset: ClipDataset, batch_size: int, workers: int, rank: int, world_size: int, device: torch.device
+) -> DataLoader:
+    """Loader of shuffled batches whose workers live on between epochs; at most one worker per available core."""
+    workers = min(workers, available_cores())
+    return DataLoader(
+        dataset,
+        batch_sampler=ShuffledBatches(len(dataset), batch_size, rank, world_size, dataset.seed),
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        persistent_workers=workers > 0,
+        worker_init_fn=start_worker,
+    )
+
+
+def window_loader(
+    dataset: WindowDataset, workers: int, rank: int, world_size: int, device: torch.device
+) -> Iterable[Item]:
+    """Every ``world_size``-th item from ``rank`` on, one at a time: together the ranks see each item once."""
+    share = range(rank, len(dataset), world_size)
+    return DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=share,
+        num_workers=min(workers, available_cores(), len(share)),
+        pin_memory=device.type == "cuda",
+        worker_init_fn=start_worker,
+    )
+
+
+def pretraining_loader(
+    args: argparse.Namespace, rank: int, world_size: int, device: torch.device, streams: int
+) -> DataLoader:
+    """Loader of two views of each training video, in the one or two ``streams`` that the main needs.
+
+    Raises UserError for a --dataset whose name stands for something else.
+    """
+    name = parse_name(args.dataset)
+    if name.clips != 2 or len(name.streams) != streams:
+        ending = "-2stream-2clip" if streams == 2 else "-2clip or NAME-f-2clip"
+        raise UserError(
+            f"--dataset {args.dataset}: this training needs two clips of {streams} stream(s) per video, "
+            f"that is {name.base}{ending.replace('NAME', name.base)}"
+        )
+    given = {"rgb": args.rgb_lmdb, "flow": args.flow_lmdb}
+    videos = open_videos(args.dataset, "train", args.seq_len, args.ds, args.data_root, given)
+    dataset = ClipDataset(videos, args.seq_len, args.ds, args.img_dim, args.seed)
+    return make_loader(dataset, args.batch_size, args.workers, rank, world_size, device)

@@ -1,0 +1,143 @@
+"""Starts of several processes: where they meet, who belongs to whom, and one line for what goes wrong."""
+
+import os
+import signal
+import socket
+
+import pytest
+import torch
+from runs import NCE, SMALL, Started, free_port, refused, run
+
+from utils import launch
+from utils.errors import UserError
+
+HALF = (*NCE, "--batch_size", "2", "--epochs", "1")
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    """Sets variables where no launcher has left any."""
+    for name in list(os.environ):
+        if name.startswith(("SLURM_", "MASTER_")) or name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+            monkeypatch.delenv(name)
+    return lambda variables: [monkeypatch.setenv(name, value) for name, value in variables.items()]
+
+
+def step_of_slurm(step, nodes="node[07,09]"):
+    return {"SLURM_PROCID": "0", "SLURM_JOB_ID": "7", "SLURM_STEP_ID": step, "SLURM_STEP_NODELIST": nodes}
+
+
+def test_steps_of_one_slurm_job_meet_at_ports_of_their_own(environment):
+    places = []
+    for step in ("0", "1", "0"):
+        environment(step_of_slurm(step))
+        places.append(launch.slurm_meeting_point())
+    assert places[0] == places[2] != places[1]
+    assert all(20000 <= int(place["MASTER_PORT"]) < 30000 for place in places)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "host"),
+    [("node[07,09]", "node07"), ("a-1,a-2", "a-1"), ("gpu-[3-5],b", "gpu-3"), ("one", "one")],
+)
+def test_first_host_of_a_slurm_step(environment, nodes, host):
+    environment(step_of_slurm("0", nodes))
+    assert launch.slurm_meeting_point()["MASTER_ADDR"] == host
+
+
+def test_meeting_points(environment):
+    assert launch.meeting_point("tcp://127.0.0.1:29501") == "127.0.0.1:29501"
+    assert launch.meeting_point("tcp://[::1]:29501") == "::1:29501"
+    assert launch.meeting_point("file:///shared/place") == "file:///shared/place"
+    environment(step_of_slurm("0", "localhost"))
+    assert launch.meeting_point("env://").startswith("localhost:2")
+    environment({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"})
+    assert launch.meeting_point("env://") == "127.0.0.1:29500"
+
+
+@pytest.mark.parametrize(
+    ("url", "variables", "message"),
+    [
+        ("env://", {}, "MASTER_ADDR and MASTER_PORT"),
+        ("env://", {"MASTER_ADDR": "localhost"}, "no MASTER_PORT"),
+        ("env://", {"MASTER_ADDR": "localhost", "MASTER_PORT": "x"}, "tcp://localhost:x"),
+        ("tcp://127.0.0.1", {}, "should be tcp://HOST:PORT"),
+        ("tcp://127.0.0.1:70000", {}, "70000: it should be"),
+        ("http://127.0.0.1:29500", {}, "http://127.0.0.1:29500"),
+        ("nonsense", {}, "nonsense"),
+        ("tcp://nowhere.invalid:29500", {}, "host nowhere.invalid is not known"),
+    ],
+)
+def test_impossible_meeting_points_are_named(environment, url, variables, message):
+    environment(variables)
+    with pytest.raises(UserError, match=message):
+        launch.meeting_point(url)
+
+
+def test_several_processes_that_cannot_start_are_one_line(cwd):
+    two = {"RANK": "0", "WORLD_SIZE": "2"}
+    refused("no MASTER_ADDR and MASTER_PORT", *HALF, cwd=cwd, **two)
+    refused("--world-size 2 needs --rank 0...1", *HALF, "--world-size", "2", cwd=cwd)
+    refused("rank 2 of 2", *HALF, "--world-size", "2", "--rank", "2", cwd=cwd)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        refused("port of .* is taken", *HALF, cwd=cwd, MASTER_ADDR="127.0.0.1", MASTER_PORT=port, **two)
+
+
+def test_two_runs_that_meet_are_refused_by_what_differs(cwd):
+    """As RGB and flow, started as two steps of one job at one port, would have trained as one."""
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    flow = [word.replace("tiny-2clip", "tiny-f-2clip") for word in HALF]
+    with (
+        Started(*HALF, cwd=cwd, RANK="0", **place) as first,
+        Started(*flow, cwd=cwd, RANK="1", **place) as second,
+    ):
+        done = first.finish(), second.finish()
+    for process in done:
+        assert process.returncode == 2, process.stderr
+        assert "Traceback" not in process.stderr
+        last = process.stderr.strip().splitlines()[-1]
+        assert "dataset is tiny-2clip on process 0, tiny-f-2clip on process 1" in last
+    assert not (cwd / "log-pretrain").exists()
+
+
+@pytest.mark.slow
+def test_waiting_is_said_and_ctrl_c_ends_it(cwd):
+    place = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    with Started(*HALF, cwd=cwd, **place) as process:
+        errors = process.output[1]
+        while not errors.exists() or "process 0 of 2 is still waiting" not in errors.read_text():
+            process.process.join(0.1)
+            assert process.process.exitcode is None
+        process.send_signal(signal.SIGINT)
+        assert process.finish(timeout=20).returncode in (-signal.SIGINT, 130)
+
+
+def test_plain_python_in_a_slurm_job_evaluates_alone(cwd):
+    job = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+    words = ("main_classifier.py", "--dataset", "tiny", *SMALL, "--test", "random", "--retrieval")
+    words = tuple(word for word in words if word not in ("--moco-dim", "16"))
+    done = run(*words, cwd=cwd, **job)
+    assert done.returncode == 0, done.stderr
+    assert "R@1" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("environment", "threads"),
+    [({}, 6), ({"LOCAL_WORLD_SIZE": "2"}, 3), ({"LOCAL_WORLD_SIZE": "8"}, 1), ({"OMP_NUM_THREADS": "6"}, 5)],
+)
+def test_processes_share_the_cores(monkeypatch, environment, threads):
+    for name in ("LOCAL_WORLD_SIZE", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)))
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(5)  # as $OMP_NUM_THREADS, read when torch starts, has left it
+        launch.set_up_cpu()
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
