@@ -53,6 +53,11 @@ class ClipDataset(Dataset):
     def __len__(self) -> int:
         return len(self.videos)
 
+    def item_bytes(self) -> int:
+        """Size of the clips of an item."""
+        clips = len(self.draw_views(np.random.default_rng(0))) * len(self.videos.stores)
+        return clips * self.seq_len * self.img_dim**2 * 3
+
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         epoch, index = key
         problems = []

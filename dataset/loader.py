@@ -16,6 +16,7 @@ from dataset.registry import open_videos, parse_name
 from dataset.window_dataset import Item, WindowDataset
 from utils.cores import available_cores
 from utils.errors import UserError
+from utils.workers import answer_for_lost_items, check_shared_memory
 
 
 class ShuffledBatches:
@@ -61,6 +62,7 @@ def start_worker(worker: int) -> None:
     SIGTERM ends a worker only when it comes from the process that started it, as it does when that one ends.
     """
     cv2.setNumThreads(0)
+    answer_for_lost_items()
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # macOS lacks it
@@ -80,6 +82,7 @@ def make_loader(
 ) -> DataLoader:
     """Loader of shuffled batches whose workers live on between epochs; at most one worker per available core."""
     workers = min(workers, available_cores())
+    check_shared_memory(batch_size * dataset.item_bytes(), workers)
     return DataLoader(
         dataset,
         batch_sampler=ShuffledBatches(len(dataset), batch_size, rank, world_size, dataset.seed),
@@ -95,11 +98,13 @@ def window_loader(
 ) -> Iterable[Item]:
     """Every ``world_size``-th item from ``rank`` on, one at a time: together the ranks see each item once."""
     share = range(rank, len(dataset), world_size)
+    workers = min(workers, available_cores(), len(share))
+    check_shared_memory(dataset.item_bytes(), workers)
     return DataLoader(
         dataset,
         batch_size=None,
         sampler=share,
-        num_workers=min(workers, available_cores(), len(share)),
+        num_workers=workers,
         pin_memory=device.type == "cuda",
         worker_init_fn=start_worker,
     )

@@ -56,9 +56,17 @@ class WindowDataset(Dataset):
     def __len__(self) -> int:
         return len(self.spans)
 
-    def __getitem__(self, index: int) -> Item:
+    def item_bytes(self) -> int:
+        """Size of the frames of the item that has most windows."""
+        largest = max(range(len(self)), key=lambda index: self.spans[index][2] - self.spans[index][1])
+        return self.crops * len(np.unique(self._windows(largest))) * self.img_dim**2 * 3
+
+    def _windows(self, index: int) -> np.ndarray:
         video, first, end = self.spans[index]
-        windows = test_windows(int(self.videos.frames[video]), self.seq_len, self.ds)[first:end]
+        return test_windows(int(self.videos.frames[video]), self.seq_len, self.ds)[first:end]
+
+    def __getitem__(self, index: int) -> Item:
+        video, windows = self.spans[index][0], self._windows(index)
         needed, shown = np.unique(windows, return_inverse=True)
         broken = ""
         try:

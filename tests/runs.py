@@ -167,6 +167,18 @@ def start_torchrun(*words: str, cwd: Path, before: tuple[str, ...] = (), **env: 
     )
 
 
+def start_with_shared_memory(size: str, *words: str, cwd: Path) -> subprocess.Popen:
+    """``python ROOT/<first word> ...`` in the background, with a /dev/shm of ``size`` of its own, stderr in a pipe."""
+    mount = 'mount --make-rprivate / && mount -t tmpfs -o "size=$0" none /dev/shm'
+    inside = ["unshare", "-m", "bash", "-c"]
+    try:
+        subprocess.run([*inside, mount, size], check=True, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no /dev/shm of its own can be mounted here: {getattr(error, 'stderr', error)}")
+    command = [*inside, f'{mount} && exec "$@"', size, sys.executable, ROOT / words[0], *words[1:]]
+    return subprocess.Popen(command, cwd=cwd, env=environment(), stderr=subprocess.PIPE, text=True)
+
+
 def free_port() -> int:
     """A port that the system chose."""
     with socket.socket() as s:

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -17,7 +18,19 @@ import pytest
 import torch
 from databases import write_database
 from PIL import Image
-from runs import NCE, RUN, Started, free_port, losses, refused, run_ok, run_ranks, start_ranks, start_torchrun
+from runs import (
+    NCE,
+    RUN,
+    Started,
+    free_port,
+    losses,
+    refused,
+    run_ok,
+    run_ranks,
+    start_ranks,
+    start_torchrun,
+    start_with_shared_memory,
+)
 from tiny_trainer import tiny_trainer
 
 from utils.checkpoint import load_checkpoint
@@ -159,6 +172,77 @@ def test_torchrun_starts_killed_ranks_again(cwd, two_ranks):
     assert launcher.returncode == 0, text
     assert text.count("resumed from") == 1
     assert losses(folder) == losses(two_ranks)
+
+
+@pytest.mark.slow
+def test_killed_loader_process(cwd, undisturbed):
+    """As the system does when memory runs out: one line that says how to go on, and so it goes on."""
+    folder = cwd / FOLDER
+    with Started(*NCE, "-j", "2", "--epochs", "50", cwd=cwd) as process:
+        process.wait_for_steps(folder, 6)
+        os.kill(children(process.process.pid)[0], signal.SIGKILL)
+        done = process.finish()
+    one_line_of_trouble(done, "memory ran out: lower -j .*--resume auto")
+    epochs = len(losses(folder)) // 4 + 2
+    run_ok(*NCE, "--epochs", str(epochs), "--resume", "auto", cwd=cwd)
+    assert losses(undisturbed).items() <= trained(folder).items()
+
+
+def one_line_of_trouble(done, message):
+    assert done.returncode == 2, done.stderr
+    assert not re.search("Traceback|Exception", done.stderr)
+    assert re.search(f"error: .*{message}", done.stderr.strip().splitlines()[-1]), done.stderr
+    assert done.stderr.count("error:") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("whose", ["training", "loader"])
+def test_too_many_open_files(cwd, whose):
+    with Started(*NCE, "-j", "1", "--epochs", "50", cwd=cwd) as process:
+        process.wait_for_steps(cwd / FOLDER, 2)
+        pid = process.process.pid if whose == "training" else children(process.process.pid)[0]
+        files = len(os.listdir(f"/proc/{pid}/fd"))
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (files, files))
+        done = process.finish()
+    one_line_of_trouble(done, "too many files are open: .*ulimit -n")
+
+
+@pytest.mark.slow
+def test_shared_memory_too_small_for_what_is_read_ahead(cwd):
+    training = start_with_shared_memory("400k", *NCE, "-j", "1", "--epochs", "1", cwd=cwd)
+    words = ("main_classifier.py", "--dataset", "tiny", "--seq_len", "8", "--img_dim", "32", "-j", "1")
+    evaluation = start_with_shared_memory("100k", *words, "--test", "random", "--retrieval", cwd=cwd)
+    for process in (training, evaluation):
+        done = ended(process)
+        one_line_of_trouble(done, "/dev/shm has 0.[14] MB free, but -j 1 reads up to .*--shm-size=.*-j 0$")
+    assert not (cwd / FOLDER / "scalars.jsonl").exists()
+
+
+def ended(process, timeout=120):
+    """A started ``subprocess.Popen`` at its end."""
+    try:
+        errors = process.communicate(timeout=timeout)[1]
+    finally:
+        process.kill()
+    return subprocess.CompletedProcess(process.args, process.returncode, stderr=errors)
+
+
+@pytest.mark.slow
+def test_shared_memory_that_somebody_else_fills(cwd, undisturbed):
+    folder = cwd / FOLDER
+    process = start_with_shared_memory("4m", *NCE, "-j", "1", "--epochs", "50", cwd=cwd)
+    while not (folder / "scalars.jsonl").exists() or len(losses(folder)) < 6:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            pytest.fail(process.communicate(timeout=0.1)[1])
+    with (
+        contextlib.suppress(OSError),
+        open(f"/proc/{process.pid}/root/dev/shm/large", "wb", buffering=0) as file,
+    ):
+        while True:
+            file.write(bytes(4096))
+    one_line_of_trouble(ended(process), r"shared memory .* is full: .*--shm-size.*--resume auto")
+    run_ok(*NCE, "--epochs", str(len(losses(folder)) // 4 + 2), "--resume", "auto", cwd=cwd)
+    assert losses(undisturbed).items() <= trained(folder).items()
 
 
 @contextlib.contextmanager

@@ -7,8 +7,6 @@ import sys
 import pytest
 from runs import ROOT, environment, refused, run
 
-from utils.errors import UserError, one_line_errors
-
 COMMANDS = {  # words that name something which is not there
     "main_nce.py": ("--dataset", "nowhere-2clip"),
     "main_coclr.py": ("--dataset", "nowhere-2stream-2clip"),
@@ -60,24 +58,6 @@ def test_scripts_refuse_with_status_2(command, tmp_path):
     )
     assert done.returncode == 2
     assert done.stderr
-
-
-def test_errors_of_a_loader_and_ctrl_c_are_one_line(capsys):
-    @one_line_errors
-    def main(error):
-        raise error
-
-    # as torch hands on what a loader's worker raised
-    worker = "Caught UserError in DataLoader worker process 0.\nOriginal Traceback\nutils.errors.UserError: no disk\n"
-    for error, status, line in (
-        (UserError(worker), 2, "error: no disk\n"),
-        (UserError("a: b"), 2, "error: a: b\n"),
-        (KeyboardInterrupt(), 130, "error: stopped by Ctrl-C\n"),
-    ):
-        with pytest.raises(SystemExit) as stopped:
-            main(error)
-        assert stopped.value.code == status
-        assert capsys.readouterr().err == line
 
 
 def test_reader_that_leaves_early_and_no_progress_bar_in_a_file(tiny):

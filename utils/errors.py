@@ -2,15 +2,46 @@
 
 import functools
 import os
+import re
 import sys
+
+PLAIN_WORDS = {  # what an error, or the traceback that a loader process hands on, says, and what it means
+    r"Too many open files|received 0 items of ancdata": "too many files are open: raise the limit (ulimit -n 65536) or "
+    "lower -j",
+    r"shared memory|Bus error": "shared memory (/dev/shm) is full: enlarge it (docker run --shm-size=8g) or lower -j",
+    r"DataLoader worker \(pid.*(killed|exited)": "a loader process ended, most likely as memory ran out: lower -j",
+    r"[Cc]an(no|')t allocate memory|Unable to allocate": "memory ran out: lower --batch_size or -j",
+}
 
 
 class UserError(Exception):
     """Something the user can mend: the message names the value at fault and the remedy."""
 
 
+def plain_words(error: BaseException | None) -> str | None:
+    """What the user can do about an error of the system, its cause or what it interrupted; None for other errors."""
+    while error is not None:
+        lines = str(error).splitlines() if isinstance(error, (RuntimeError, OSError, MemoryError)) else []
+        for pattern, meaning in PLAIN_WORDS.items():
+            for line in lines:
+                if re.search(pattern, line):
+                    reason = line.strip()[:100]
+                    return (
+                        f"{meaning} ({reason}); training goes on from its last checkpoint with --resume auto"
+                    )
+        error = error.__cause__ or error.__context__
+    return None
+
+
 def one_line_errors(main):
-    """Decorate a command's ``main``: one line on stderr and exit status 2 for a UserError, 130 for Ctrl-C."""
+    """Decorate a command's ``main``: an error that the user can mend is one line on stderr and exit status 2.
+
+    Ctrl-C is one line and 130; a reader of the output that left, as "| head" does, is 141 and no line.
+    """
+
+    def leave(message: str, status: int) -> None:
+        print(f"error: {message}", file=sys.stderr, flush=True)
+        sys.exit(status)
 
     @functools.wraps(main)
     def run(*args, **kwargs):
@@ -19,16 +50,17 @@ def one_line_errors(main):
             sys.stdout.flush()  # where a reader that left early is noticed
             return result
         except UserError as error:
-            message = str(error).rpartition(f"{UserError.__module__}.UserError: ")[
-                2
-            ]  # a loader's holds its traceback
-            print(f"error: {message.strip()}", file=sys.stderr, flush=True)
-            sys.exit(2)
+            _, _, message = str(error).rpartition(f"{UserError.__module__}.UserError: ")
+            leave(message.strip(), 2)  # without the traceback that a loader process puts before
         except KeyboardInterrupt:
-            print("error: stopped by Ctrl-C", file=sys.stderr, flush=True)
-            sys.exit(130)
-        except BrokenPipeError:  # of "| head": whoever read the output has seen enough
+            leave("stopped by Ctrl-C", 130)
+        except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(141)
+        except (RuntimeError, OSError, MemoryError) as error:
+            meaning = plain_words(error)
+            if meaning is None:
+                raise
+            leave(meaning, 2)
 
     return run

@@ -24,7 +24,7 @@ from torch.distributed.rendezvous import rendezvous
 from utils.cores import available_cores
 from utils.errors import UserError
 from utils.log import start_logging
-from utils.processes import check_rank, in_slurm_step, process_ranks
+from utils.processes import check_rank, in_slurm_step, local_processes, process_ranks
 
 log = logging.getLogger("coclr")
 
@@ -182,7 +182,7 @@ def set_up_cpu() -> None:
     Memory that goes back to the system after every layer costs a page fault for each 4 KB of the next.
     """
     if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+        torch.set_num_threads(max(1, available_cores() // local_processes()))
     log.info("%d thread(s) per process compute ($OMP_NUM_THREADS sets it)", torch.get_num_threads())
     set_option = getattr(ctypes.CDLL(None), "mallopt", None)  # of glibc
     if set_option:

@@ -1,6 +1,7 @@
 """Which of how many processes this one is, as its launcher says. Needs no torch."""
 
 import os
+import re
 
 from utils.errors import UserError
 
@@ -40,3 +41,11 @@ def check_rank(rank: int, size: int) -> None:
     """Raise UserError unless there is such a rank among ``size`` processes."""
     if not 0 <= rank < size:
         raise UserError(f"rank {rank} of {size} processes: ranks go from 0 to {size - 1}")
+
+
+def local_processes() -> int:
+    """How many processes of this run its launcher started on this machine."""
+    if "RANK" not in os.environ and in_slurm_step():
+        per_node = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "1")  # such as 4(x2),3
+        return int(re.match(r"\d*", per_node)[0] or 1)
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from utils.errors import UserError
-from utils.processes import process_ranks
+from utils.processes import local_processes, process_ranks
 
 SLURM_JOB = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1"}
 
@@ -14,7 +14,7 @@ SLURM_JOB = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "3", "SLU
 def environment(monkeypatch):
     """Sets variables where no launcher has left any."""
     for name in list(os.environ):
-        if name.startswith("SLURM_") or name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        if name.startswith("SLURM_") or name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
             monkeypatch.delenv(name)
     return lambda variables: [monkeypatch.setenv(name, value) for name, value in variables.items()]
 
@@ -54,3 +54,17 @@ def test_impossible_ranks_are_named(environment, variables, message):
     environment(variables)
     with pytest.raises(UserError, match=message):
         process_ranks()
+
+
+@pytest.mark.parametrize(
+    ("variables", "processes"),
+    [
+        ({}, 1),
+        ({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}, 4),
+        ({**SLURM_JOB, "SLURM_STEP_ID": "0", "SLURM_STEP_TASKS_PER_NODE": "2(x2),1"}, 2),
+        ({**SLURM_JOB, "SLURM_STEP_TASKS_PER_NODE": "2(x2),1"}, 1),
+    ],
+)
+def test_processes_on_this_machine(environment, variables, processes):
+    environment(variables)
+    assert local_processes() == processes

@@ -1,0 +1,44 @@
+"""The processes of a loader: room for what they read ahead, and an answer for what they cannot send."""
+
+import multiprocessing.queues
+import os
+
+from torch._utils import ExceptionWrapper
+
+from utils.errors import UserError
+from utils.processes import local_processes
+
+SHARED_MEMORY = "/dev/shm"  # macOS has none
+READ_AHEAD = 2  # items of each process, DataLoader's default
+IN_USE = 2  # the last item, while the next one is fetched
+
+
+def check_shared_memory(item_bytes: int, workers: int) -> None:
+    """Raise UserError if the items, or batches, that ``workers`` processes read ahead do not fit into shared memory."""
+    if workers == 0 or not os.path.isdir(SHARED_MEMORY):
+        return
+    status = os.statvfs(SHARED_MEMORY)
+    free = status.f_bavail * status.f_frsize
+    size = item_bytes * local_processes()
+    needed = (workers * READ_AHEAD + IN_USE) * size
+    if needed > free:
+        fitting = max((free // size - IN_USE) // READ_AHEAD, 0)
+        raise UserError(
+            f"{SHARED_MEMORY} has {free / 1e6:.1f} MB free, but -j {workers} reads up to {needed / 1e6:.1f} MB ahead: "
+            f"enlarge it (docker run --shm-size={needed * 1.2 / 2**20 + 1:.0f}m) or use -j {fitting}"
+        )
+
+
+def answer_for_lost_items() -> None:
+    """In a process of a loader: what its sending thread cannot send arrives as an error where the item is awaited.
+
+    Otherwise the thread prints a traceback, and who waits for the item waits for ever.
+    """
+
+    def send_error(queue, error, item):
+        number = item[0]
+        queue.put(
+            (number, ExceptionWrapper((type(error), error, error.__traceback__), "in a loader process"))
+        )
+
+    multiprocessing.queues.Queue._on_queue_feeder_error = send_error
