@@ -1,7 +1,6 @@
 """Evaluate a pretrained network: linear probe, finetuning, tests with several crops, nearest-neighbour retrieval."""
 
 import argparse
-import dataclasses
 import logging
 from functools import partial
 from typing import Any
@@ -17,8 +16,8 @@ from dataset.augmentation import View, draw_crop
 from dataset.clip_dataset import ClipDataset
 from dataset.loader import make_loader
 from dataset.registry import Videos, parse_name
-from eval.evaluate import evaluate, probabilities_of, read_videos
-from eval.metrics import accuracies
+from eval.predict import class_probabilities, read_videos
+from eval.protocols import evaluate
 from model.classifier import LinearClassifier
 from model.released import fetch
 from model.weights import RANDOM, check_classes, digest, has_classifier, load_backbone, origin
@@ -74,7 +73,8 @@ def make_parser() -> Parser:
     ):
         group.add_argument(f"--{crops}_crop", action="store_true", help=f"classify all windows: {images}")
     group.add_argument("--retrieval", action="store_true", help="nearest training videos of each test video")
-    group.add_argument("--dirname", default="feature", help="folder beside CKPT that keeps features")
+    group.add_argument("--out_dir", metavar="DIR", help="where a test's files go; beside CKPT if not given")
+    group.add_argument("--dirname", default="feature", help="folder there that keeps features")
     group.add_argument("--results", default="results.jsonl", help="file that gets a record of each test")
     group.add_argument(
         "--offline", action="store_true", help="never download; released weights from the cache alone"
@@ -108,15 +108,7 @@ def validation_part(videos: Videos) -> Videos:
     """The fixed 30 % of the test videos, as pandas' sample(frac=0.3, random_state=666) draws them in class order."""
     order = np.lexsort((videos.names, videos.labels))
     chosen = np.random.RandomState(666).permutation(len(videos))[: max(round(0.3 * len(videos)), 1)]
-    rows = order[chosen]
-    return dataclasses.replace(
-        videos,
-        names=[videos.names[i] for i in rows],
-        positions={s: p[rows] for s, p in videos.positions.items()},
-        frames=videos.frames[rows],
-        labels=videos.labels[rows],
-        sources=videos.sources[rows],
-    )
+    return videos.subset(order[chosen])
 
 
 def make_step(train_what: str) -> Step:
@@ -211,10 +203,9 @@ def train(args: argparse.Namespace, world: World) -> None:
         if world.size > 1:
             for buffer in model.buffers():  # each process has its own running statistics; rank 0's are saved
                 dist.broadcast(buffer, 0)
-        found = probabilities_of(model, args, world, validation, middle_only=True)["center"]
-        return {
-            f"val_{name}": value / 100 for name, value in accuracies(found.features, found.labels).items()
-        }
+        probabilities, readable = class_probabilities(model, validation, args, world, middle_only=True)
+        hits = top_k_hits(probabilities["center"], torch.from_numpy(readable.labels))
+        return {f"val_{name}": value.item() for name, value in hits.items()}
 
     kind = partial(torch.optim.SGD, momentum=0.9) if args.optim == "sgd" else torch.optim.Adam
     loader = make_loader(dataset, args.batch_size, args.workers, world.rank, world.size, world.device)

@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,8 @@ class Videos:
     """The usable videos of one part of a dataset; arrays are aligned.
 
     ``positions[stream]`` are record numbers in ``stores[stream]``; ``frames`` the number of frames that all streams
-    have; ``sources`` the id of the recording each video was cut from.
+    have; ``sources`` the id of the recording each video was cut from. ``too_short`` counts the videos of the part that
+    were left out because they are too short or unreadable.
     """
 
     stores: dict[str, FrameSource]
@@ -36,9 +37,21 @@ class Videos:
     labels: np.ndarray
     sources: np.ndarray
     classes: list[str]
+    too_short: int = 0
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def subset(self, rows: np.ndarray) -> "Videos":
+        """The videos of these indices, in their order."""
+        return replace(
+            self,
+            names=[self.names[i] for i in rows],
+            positions={stream: positions[rows] for stream, positions in self.positions.items()},
+            frames=self.frames[rows],
+            labels=self.labels[rows],
+            sources=self.sources[rows],
+        )
 
     def size(self, video: int) -> tuple[int, int]:
         """(height, width) in pixels of a video's frames in its first stream; raises BrokenVideo."""
@@ -155,4 +168,5 @@ def open_videos(
         labels[keep],
         sources[keep],
         classes,
+        int((~keep).sum()),
     )

@@ -1,17 +1,14 @@
 """Linear probe on saved features: one linear layer, trained in seconds. Run main_classifier.py --retrieval before."""
 
+import argparse
 import logging
-import sys
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from dataset.registry import parse_name
+import eval  # noqa: F401  # first: see eval/eval.py
 from eval.features import PARTS, Features, add_feature_options, find_folder, load_features, read_provenance
 from eval.metrics import accuracies
 from eval.records import append_record
@@ -44,7 +41,7 @@ def make_parser() -> Parser:
     return parser
 
 
-def probe(args, train: Features, test: Features) -> dict[str, float]:
+def probe(args: argparse.Namespace, train: Features, test: Features) -> dict[str, float]:
     """Train on ``train``; accuracies on ``test`` in percent of the last epoch, and of the best one by test top-1."""
     torch.manual_seed(args.seed)
     x, test_x = ((F.normalize(f.features, dim=1) if args.normalize else f.features) for f in (train, test))
@@ -100,22 +97,14 @@ def main(argv: list[str] | None = None) -> None:
         numbers["best_epoch"],
         numbers["best_epoch_top1"],
     )
-    settings = {
-        key: getattr(args, key)
-        for key in ("lr", "wd", "epochs", "schedule", "batch_size", "normalize", "final_bn", "seed")
-    }
-    made_from = read_provenance(folder, args.dataset)
-    name = parse_name(args.dataset)
-    known = {key: made_from.get(key) for key in ("split", "epoch", "origin")}
+    options = ("lr", "wd", "epochs", "schedule", "batch_size", "normalize", "final_bn", "seed")
+    provenance = read_provenance(folder, args.dataset)
+    settings = {key: getattr(args, key) for key in options} | {"features": provenance.get("settings")}
     append_record(
         args.results,
-        what="feature probe",
-        dataset=name.base,
-        stream=name.streams[0],
-        **known,
-        checkpoint=made_from.get("checkpoint", str(folder)),
+        "feature probe",
+        {"checkpoint": str(folder), **provenance, "settings": settings},
         videos=len(test.labels),
-        settings=settings | {"features": made_from.get("settings")},
         numbers=numbers,
     )
 

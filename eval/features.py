@@ -1,15 +1,14 @@
-"""Features of videos on disk: {dataset}_{train,test}_{feature,label}.pth.tar, names as JSON, and what made them."""
+"""Features of videos on disk: {dataset}_{train,test}_{feature,label}.pth.tar, names and provenance as JSON."""
 
-import hashlib
 import json
 import logging
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
-from dataset.registry import Videos
-from eval.records import read_json, write_file
+from dataset.catalogue import parse_name
+from eval.records import Provenance, read_json, write_file
 from model.weights import digest
 from utils.checkpoint import load_saved, save_atomically
 from utils.errors import UserError
@@ -28,58 +27,60 @@ class Features(NamedTuple):
     names: list[str] | None
 
 
-def provenance(checkpoint: Path, videos: dict[str, Videos], record: dict[str, Any]) -> dict[str, Any]:
-    """What features are made from: the ``record`` of the evaluation, digests of the checkpoint and of the videos."""
-    made_from = {**record, "sha256": digest(checkpoint)}
-    for part, chosen in videos.items():
-        content = [
-            chosen.names,
-            chosen.frames.tolist(),
-            chosen.labels.tolist(),
-            [store.path for store in chosen.stores.values()],
-        ]
-        made_from[f"{part}_videos"] = hashlib.sha256(json.dumps(content).encode()).hexdigest()
-    return made_from
-
-
 def provenance_path(folder: Path, dataset: str) -> Path:
     return folder / f"{dataset}_provenance.json"
 
 
-def read_provenance(folder: Path, dataset: str) -> dict[str, Any]:
-    """What the features in ``folder`` were made from; nothing for the original's."""
+def read_provenance(folder: Path, dataset: str) -> Provenance:
+    """Where the features in ``folder`` come from; of the original's, only dataset and stream are known."""
     path = provenance_path(folder, dataset)
     saved = read_json(path) if path.is_file() else {}
     if not isinstance(saved, dict):
         raise UserError(f"{path} is corrupt; make the features anew by --retrieval")
-    return saved
+    name = parse_name(dataset)
+    return {"dataset": name.base, "stream": name.streams[0], **saved}
 
 
-def save_features(folder: Path, dataset: str, parts: dict[str, Features], made_from: dict[str, Any]) -> None:
-    """Write the features of both parts; what made them goes last, so that a half-written set is not taken for whole."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        provenance_path(folder, dataset).unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror}; choose another --dirname") from error
+def are_current(folder: Path, dataset: str, provenance: Provenance) -> bool:
+    """Whether the features in ``folder`` are of this ``provenance``, wherever the checkpoint lies; says why if not."""
+    saved = read_provenance(folder, dataset)
+    differing = [key for key, value in provenance.items() if key != "checkpoint" and saved.get(key) != value]
+    if differing and provenance_path(folder, dataset).is_file():
+        log.info("the features in %s differ in %s; making them anew", folder, ", ".join(differing))
+    return not differing
+
+
+def save_features(folder: Path, dataset: str, parts: dict[str, Features], provenance: Provenance) -> None:
+    """Write the features of each part, then their provenance, so that a half-written set is not taken for whole."""
+    write_file(provenance_path(folder, dataset), "{}")
     for part, content in parts.items():
         save_atomically(content.features, folder / f"{dataset}_{part}_feature.pth.tar")
         save_atomically(content.labels, folder / f"{dataset}_{part}_label.pth.tar")
         write_file(folder / f"{dataset}_{part}_names.json", json.dumps(content.names))
-    write_file(provenance_path(folder, dataset), json.dumps(made_from, indent=1))
+    write_file(provenance_path(folder, dataset), json.dumps(provenance, indent=1))
 
 
-def made_from_the_same(folder: Path, dataset: str, made_from: dict[str, Any]) -> bool:
-    """Whether the features in ``folder`` can be reused; says why where they cannot."""
-    saved = read_provenance(folder, dataset)
-    differing = [key for key, value in made_from.items() if key != "checkpoint" and saved.get(key) != value]
-    if differing and saved:
-        log.info(
-            "the features in %s were made from something else (%s differs); making them anew",
-            folder,
-            ", ".join(differing),
+def load_features(folder: Path, dataset: str, part: str) -> Features:
+    """Read one part's features, ours or the original's (which have no names); UserError where they do not fit."""
+    path = folder / f"{dataset}_{part}_feature.pth.tar"
+    features = _load_tensor(path).float()
+    labels = _load_tensor(folder / f"{dataset}_{part}_label.pth.tar").long().flatten()
+    names_path = folder / f"{dataset}_{part}_names.json"
+    names = read_json(names_path) if names_path.is_file() else None
+    lengths = {len(labels)} | ({len(names)} if isinstance(names, list) else set())
+    if features.dim() != 2 or lengths != {len(features)} or not len(features):
+        raise UserError(
+            f"{path}: features of shape {list(features.shape)} do not fit {len(labels)} labels"
+            f"{'' if names is None else f' and the names in {names_path}'}; make them anew by --retrieval"
         )
-    return not differing
+    return Features(features, labels, names)
+
+
+def _load_tensor(path: Path) -> Tensor:
+    value = load_saved(path, "feature file")
+    if not isinstance(value, Tensor):
+        raise UserError(f"{path} holds a {type(value).__name__}, not a tensor; make it anew by --retrieval")
+    return value
 
 
 def add_feature_options(parser: Parser) -> None:
@@ -101,41 +102,16 @@ def find_folder(test: str, dirname: str, dataset: str) -> Path:
     """
     path = Path(test)
     folders = [path.parent / dirname] if path.is_file() else [path, path / dirname]
-    folder = next(
-        (folder for folder in folders if (folder / f"{dataset}_test_feature.pth.tar").is_file()), None
-    )
-    if folder is None:
+    found = [folder for folder in folders if (folder / f"{dataset}_test_feature.pth.tar").is_file()]
+    if not found:
         raise UserError(
             f"no features of {dataset} in {folders[0]}; make them by "
             f"'python main_classifier.py --dataset {dataset} --test CKPT --retrieval'"
         )
-    saved = read_provenance(folder, dataset)
+    saved = read_provenance(found[0], dataset)
     if path.is_file() and saved.get("sha256") != digest(path):
         raise UserError(
-            f"the features in {folder} are of another checkpoint ({saved.get('checkpoint', 'unknown')}), "
+            f"the features in {found[0]} are of another checkpoint ({saved.get('checkpoint', 'unknown')}), "
             f"not of {path}; make them anew by main_classifier.py --test {path} --retrieval"
         )
-    return folder
-
-
-def _load_tensor(path: Path) -> Tensor:
-    value = load_saved(path, "feature file")
-    if not isinstance(value, Tensor):
-        raise UserError(f"{path} holds a {type(value).__name__}, not a tensor; make it anew by --retrieval")
-    return value
-
-
-def load_features(folder: Path, dataset: str, part: str) -> Features:
-    """Read one part's features, ours or the original's (which have no names); UserError where they do not fit."""
-    path = folder / f"{dataset}_{part}_feature.pth.tar"
-    features = _load_tensor(path).float()
-    labels = _load_tensor(folder / f"{dataset}_{part}_label.pth.tar").long().flatten()
-    names_path = folder / f"{dataset}_{part}_names.json"
-    names = read_json(names_path) if names_path.is_file() else None
-    lengths = {len(labels)} | ({len(names)} if isinstance(names, list) else set())
-    if features.dim() != 2 or lengths != {len(features)} or not len(features):
-        raise UserError(
-            f"{path}: features of shape {list(features.shape)} do not fit {len(labels)} labels"
-            f"{'' if names is None else f' and the names in {names_path}'}; make them anew by --retrieval"
-        )
-    return Features(features, labels, names)
+    return found[0]

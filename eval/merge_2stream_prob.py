@@ -2,20 +2,18 @@
 
 import logging
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from dataset.registry import parse_name
+import eval  # noqa: F401  # first: see eval/eval.py
+from dataset.catalogue import parse_name
 from dataset.splits import class_of, class_order
 from eval.features import PARTS, Features, find_folder, load_features, read_provenance
 from eval.metrics import accuracies, retrieve
-from eval.records import append_record, read_json, read_records
+from eval.records import Provenance, append_record, read_json, read_records
 from utils.errors import UserError, one_line_errors
 from utils.log import start_logging
 from utils.metrics import as_text
@@ -42,24 +40,15 @@ def make_parser() -> Parser:
 
 
 def read_probabilities(path: str, dataset: str) -> Probabilities:
-    """{video: {"mean_prob": [...], ...}} of a JSON file; UserError where it is anything else or of another dataset."""
+    """{video: {"mean_prob": [...], ...}} of a JSON file; UserError where it is another, or of another dataset."""
     if Path(path).is_dir():
         raise UserError(
             f"{path} is a folder; --mode c takes a ...-prob-ten.json, --mode s takes feature folders"
         )
     videos = read_json(path)
     entries = list(videos.values()) if isinstance(videos, dict) else []
-    lengths = {
-        len(entry["mean_prob"]) if isinstance(entry, dict) and isinstance(entry.get("mean_prob"), list) else 0
-        for entry in entries
-    }
-    if (
-        len(lengths) != 1
-        or lengths == {0}
-        or not all(
-            isinstance(p, int | float) and math.isfinite(p) for entry in entries for p in entry["mean_prob"]
-        )
-    ):
+    lengths = {len(entry["mean_prob"]) if _has_probabilities(entry) else 0 for entry in entries}
+    if len(lengths) != 1 or 0 in lengths:
         raise UserError(
             f'{path} should be {{video: {{"mean_prob": [...]}}}} with as many numbers for every video; '
             "make it anew by main_classifier.py --test CKPT --ten_crop"
@@ -68,6 +57,13 @@ def read_probabilities(path: str, dataset: str) -> Probabilities:
     if made_of != {dataset}:
         raise UserError(f"{path} was made of {', '.join(sorted(map(str, made_of)))}, --dataset is {dataset}")
     return videos
+
+
+def _has_probabilities(entry: Any) -> bool:
+    if not isinstance(entry, dict) or not isinstance(entry.get("mean_prob"), list):
+        return False
+    numbers = [*entry["mean_prob"], entry.get("label", 0)]
+    return all(isinstance(number, int | float) and math.isfinite(number) for number in numbers)
 
 
 def common_names(first: list[str], second: list[str], paths: tuple[str, str]) -> list[str]:
@@ -107,10 +103,8 @@ def merge_classification(paths: tuple[str, str], dataset: str) -> tuple[dict[str
     """Top-1 and top-5 in percent of the mean probabilities, and of each stream, over the common videos."""
     first, second = (read_probabilities(path, dataset) for path in paths)
     names = common_names(list(first), list(second), paths)
-    p1, p2 = (
-        torch.tensor([videos[name]["mean_prob"] for name in names], dtype=torch.float64)
-        for videos in (first, second)
-    )
+    rows = [[videos[name]["mean_prob"] for name in names] for videos in (first, second)]
+    p1, p2 = (torch.tensor(probabilities, dtype=torch.float64) for probabilities in rows)  # [N, classes]
     if p1.shape != p2.shape:
         raise UserError(
             f"{paths[0]} has probabilities of {p1.shape[1]} classes, {paths[1]} of {p2.shape[1]}; they are "
@@ -119,38 +113,37 @@ def merge_classification(paths: tuple[str, str], dataset: str) -> tuple[dict[str
     labels = labels_of(names, first, p1.shape[1], paths[0])
     if not torch.equal(labels, labels_of(names, second, p1.shape[1], paths[1])):
         raise UserError(f"{paths[0]} and {paths[1]} give the same videos different labels; make them anew")
-    merged = {"": (p1 + p2) / 2, "first_": p1, "second_": p2}
-    return {
-        f"{prefix}{name}": value
-        for prefix, probabilities in merged.items()
-        for name, value in accuracies(probabilities, labels).items()
-    }, len(names)
+    numbers = accuracies((p1 + p2) / 2, labels)
+    for stream, probabilities in (("first", p1), ("second", p2)):
+        alone = accuracies(probabilities, labels)
+        numbers |= {f"{stream}_{name}": value for name, value in alone.items()}
+    return numbers, len(names)
 
 
-def restrict(features: Features, names: list[str]) -> Features:
+def select(features: Features, names: list[str]) -> Features:
+    """The features of the ``names``, in their order."""
     row = {name: i for i, name in enumerate(features.names)}
     rows = [row[name] for name in names]
     return Features(features.features[rows], features.labels[rows], names)
 
 
-def merge_retrieval(folders: tuple[Path, Path], datasets: tuple[str, str]) -> tuple[dict[str, float], int]:
-    """R@k of the summed similarities over the videos both streams have, in each part."""
+def merge_retrieval(folders: tuple[tuple[Path, str], tuple[Path, str]]) -> tuple[dict[str, float], int]:
+    """R@k of the summed similarities over the videos both streams have; ``folders``, and the datasets in them."""
     streams: dict[str, list[Features]] = {}
     for part in PARTS:
-        pair = [
-            load_features(folder, dataset, part) for folder, dataset in zip(folders, datasets, strict=True)
-        ]
-        if any(features.names is None for features in pair):  # the original's: aligned, if anything
-            if not torch.equal(pair[0].labels, pair[1].labels):
+        first, second = (load_features(folder, dataset, part) for folder, dataset in folders)
+        places = tuple(f"{folder} ({part})" for folder, _ in folders)
+        if first.names is None or second.names is None:  # the original's: aligned, if anything
+            if not torch.equal(first.labels, second.labels):
                 raise UserError(
-                    f"the {part} features in {folders[0]} and {folders[1]} come without names and have "
-                    "different labels; make them anew by --retrieval"
+                    f"the features in {places[0]} and {places[1]} come without names and have different labels; make "
+                    "them anew by --retrieval"
                 )
+            streams[part] = [first, second]
         else:
-            names = common_names(pair[0].names, pair[1].names, tuple(f"{f} ({part})" for f in folders))
-            pair = [restrict(features, names) for features in pair]
-        streams[part] = pair
-    numbers, _ = retrieve(streams["train"], streams["test"])
+            names = common_names(first.names, second.names, places)
+            streams[part] = [select(features, names) for features in (first, second)]
+    numbers, _, _ = retrieve(streams["train"], streams["test"])
     return numbers, len(streams["test"][0].labels)
 
 
@@ -169,45 +162,45 @@ def folder_of(path: str, dirname: str, datasets: tuple[str, str]) -> tuple[Path,
         return find_folder(path, dirname, datasets[1]), datasets[1]
 
 
+def merged_provenance(
+    streams: tuple[Provenance, Provenance], paths: tuple[str, str], mode: str
+) -> Provenance:
+    """The provenance of two streams merged, as far as theirs is known."""
+    origins = [stream.get("origin") or {} for stream in streams]
+    methods = dict.fromkeys(origin.get("method", "unknown") for origin in origins)
+    checkpoints = [stream.get("checkpoint", path) for stream, path in zip(streams, paths, strict=True)]
+    return {
+        "split": streams[0].get("split"),
+        "stream": "rgb+flow",
+        "checkpoint": " + ".join(checkpoints),
+        "epoch": streams[0].get("epoch"),
+        "origin": origins[0] | {"method": " + ".join(methods)},
+        "settings": {"mode": mode},
+    }
+
+
 @one_line_errors
 def main(argv: list[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
     start_logging(is_main=True)
     base = parse_name(args.dataset).base
+    paths = (args.prob1, args.prob2)
     if args.mode == "c":
-        numbers, videos = merge_classification((args.prob1, args.prob2), base)
-        made_by = [record_of(args.results, path) for path in (args.prob1, args.prob2)]
+        numbers, videos = merge_classification(paths, base)
+        streams = tuple(record_of(args.results, path) for path in paths)
+        test = {"what": streams[0].get("what", "two-stream"), "crops": streams[0].get("crops")}
     else:
-        names = (base, f"{base}-f")
-        folders, datasets = zip(
-            folder_of(args.prob1, args.dirname, names),
-            folder_of(args.prob2, args.dirname, names[::-1]),
-            strict=True,
+        rgb, flow = base, f"{base}-f"
+        folders = (
+            folder_of(args.prob1, args.dirname, (rgb, flow)),
+            folder_of(args.prob2, args.dirname, (flow, rgb)),
         )
-        numbers, videos = merge_retrieval(folders, datasets)
-        made_by = [
-            read_provenance(folder, dataset) for folder, dataset in zip(folders, datasets, strict=True)
-        ]
+        numbers, videos = merge_retrieval(folders)
+        streams = tuple(read_provenance(folder, dataset) for folder, dataset in folders)
+        test = {"what": "retrieval"}
     log.info("%s, two streams, %d videos: %s", base, videos, as_text(numbers))
-    first = made_by[0]
-    origins = [by.get("origin") or {} for by in made_by]
-    methods = list(dict.fromkeys(origin.get("method", "unknown") for origin in origins))
-    append_record(
-        args.results,
-        what="retrieval" if args.mode == "s" else first.get("what", "two-stream"),
-        crops=first.get("crops"),
-        dataset=base,
-        split=first.get("split"),
-        stream="rgb+flow",
-        checkpoint=" + ".join(
-            by.get("checkpoint", path) for by, path in zip(made_by, (args.prob1, args.prob2), strict=True)
-        ),
-        epoch=first.get("epoch"),
-        origin=origins[0] | {"method": " + ".join(methods)},
-        settings={"mode": args.mode},
-        videos=videos,
-        numbers=numbers,
-    )
+    provenance = {"dataset": base, **merged_provenance(streams, paths, args.mode)}
+    append_record(args.results, provenance=provenance, **test, videos=videos, numbers=numbers)
 
 
 if __name__ == "__main__":

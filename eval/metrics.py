@@ -1,4 +1,4 @@
-"""Accuracies and nearest-neighbour retrieval, in percent."""
+"""Accuracies and nearest-neighbour retrieval; all in percent."""
 
 from collections.abc import Sequence
 
@@ -38,20 +38,19 @@ def nearest(queries: Sequence[Tensor], gallery: Sequence[Tensor], k: int) -> Ten
     return torch.cat(found)
 
 
-def recall_at(
-    neighbours: Tensor, query_labels: Tensor, gallery_labels: Tensor, ks: Sequence[int] = KS
-) -> dict[str, float]:
-    """R@k in percent: the share of queries with their own class among the first k ``neighbours`` [Q, max(ks)]."""
-    hits = (gallery_labels[neighbours] == query_labels[:, None]).cummax(dim=1).values  # [Q, k]
-    return {f"R@{k}": 100 * hits[:, min(k, hits.shape[1]) - 1].double().mean().item() for k in ks}
+def recalls(neighbours: Tensor, query_labels: Tensor, gallery_labels: Tensor) -> list[float]:
+    """R@1, R@2, ..., R@K: the share of queries with their own class among the first k ``neighbours`` [Q, K]."""
+    hits = (gallery_labels[neighbours] == query_labels[:, None]).cummax(dim=1).values  # [Q, K]
+    return [100 * share for share in hits.double().mean(dim=0).tolist()]
 
 
-def recalls(neighbours: Tensor, test: Features, train: Features) -> list[float]:
-    """R@1, R@2, ... in percent, as far as there are ``neighbours``."""
-    return list(recall_at(neighbours, test.labels, train.labels, range(1, neighbours.shape[1] + 1)).values())
+def retrieve(
+    train: Sequence[Features], test: Sequence[Features]
+) -> tuple[dict[str, float], Tensor, list[float]]:
+    """Search the training videos for each test video, by the features of one or more streams.
 
-
-def retrieve(train: Sequence[Features], test: Sequence[Features]) -> tuple[dict[str, float], Tensor]:
-    """R@k for k in ``KS``, and the neighbours int64 [Q, 50], from the features of one or more streams."""
+    Returns R@k for k in ``KS``, the neighbours int64 [Q, 50], and the curve R@1, R@2, ..., R@50.
+    """
     neighbours = nearest([f.features for f in test], [f.features for f in train], max(KS))
-    return recall_at(neighbours, test[0].labels, train[0].labels), neighbours
+    curve = recalls(neighbours, test[0].labels, train[0].labels)
+    return {f"R@{k}": curve[min(k, len(curve)) - 1] for k in KS}, neighbours, curve

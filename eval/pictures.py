@@ -5,25 +5,30 @@ import html
 import io
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import cv2
 import numpy as np
 
-from dataset.jpeg import decode
-from dataset.splits import class_of
-from dataset.store import BrokenVideo, VideoStore
+from dataset.source import BrokenVideo, FrameSource
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-RIGHT, WRONG = "#2e8b57", "#c83c3c"
+BORDERS = {"query": "#444444", "right": "#2e8b57", "wrong": "#c83c3c", "unknown": "#999999"}
 HEIGHT = 96  # of a thumbnail in pixels
 MOMENTS = 8  # frames of a moving thumbnail
 INCH = 100  # pixels, in PNGs
 
-Where = Mapping[str, Mapping[str, tuple[VideoStore, int]]]
-Found = Sequence[tuple[str, Sequence[str]]]
+
+class Clip(NamedTuple):
+    """A video to be shown: where its frames are, what is written below, and its border, of ``BORDERS``."""
+
+    source: FrameSource
+    position: int
+    frames: int
+    caption: str
+    border: str = "unknown"
 
 
 def new_figure(width: float, height: float) -> "Figure":
@@ -39,89 +44,87 @@ def png(figure: "Figure") -> bytes:
     return file.getvalue()
 
 
-def moments(store: VideoStore, position: int, count: int) -> list[np.ndarray]:
+def moments(clip: Clip, count: int) -> list[np.ndarray]:
     """``count`` frames, evenly over the video, uint8 [HEIGHT, w, 3]; grey where it cannot be read."""
+    wanted = [int((i + 0.5) * clip.frames / count) for i in range(count)]
+    indices = sorted(set(wanted))
+    thumbnails = {}
     try:
-        frames = store.num_frames(position)
-        indices = [int((i + 0.5) * frames / count) for i in range(count)]
-        images = [decode(jpeg) for jpeg in store.read_frames(position, indices)]
-    except (BrokenVideo, ValueError):
+        for index, image in zip(indices, clip.source.frames(clip.position, indices), strict=True):
+            width = max(round(HEIGHT * image.shape[1] / image.shape[0]), 1)
+            thumbnails[index] = cv2.resize(image, (width, HEIGHT), interpolation=cv2.INTER_AREA)
+    except BrokenVideo:
         return [np.full((HEIGHT, HEIGHT, 3), 128, np.uint8)] * count
-    width = max(round(HEIGHT * images[0].shape[1] / images[0].shape[0]), 1)
-    return [cv2.resize(image, (width, HEIGHT), interpolation=cv2.INTER_AREA) for image in images]
+    return [thumbnails[index] for index in wanted]
 
 
-def gallery(found: Found, where: Where, still: bool) -> bytes:
-    """Each query and its nearest training clips, the right ones framed green, the others red.
+def gallery(rows: Sequence[Sequence[Clip]], still: bool) -> bytes:
+    """Rows of clips: a query and its neighbours, whose borders say whether they are right, where that is known.
 
-    found: (query name, names of its neighbours); where: for "test" and "train", the (store, position) of a name.
     Returns a PNG if ``still``, else a self-contained HTML page whose thumbnails move.
     """
-    return _gallery_png(found, where) if still else _gallery_html(found, where).encode()
+    return _gallery_png(rows) if still else _gallery_html(rows).encode()
 
 
-def _gallery_png(found: Found, where: Where) -> bytes:
-    columns = 1 + max(len(neighbours) for _, neighbours in found)
-    figure = new_figure(1.6 * columns, 1.5 * len(found) + 0.3)
-    grid = figure.subplots(len(found), columns, squeeze=False)
-    for axes, (query, neighbours) in zip(grid, found, strict=True):
-        for ax in axes[1 + len(neighbours) :]:
+def _gallery_png(rows: Sequence[Sequence[Clip]]) -> bytes:
+    columns = max(map(len, rows))
+    figure = new_figure(1.6 * columns, 1.5 * len(rows) + 0.3)
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    for axes, row in zip(grid, rows, strict=True):
+        for ax in axes[len(row) :]:
             ax.set_axis_off()
-        for ax, part, name in zip(
-            axes, ["test", *["train"] * len(neighbours)], [query, *neighbours], strict=False
-        ):
-            colour = "black" if part == "test" else RIGHT if class_of(name) == class_of(query) else WRONG
-            ax.imshow(moments(*where[part][name], 1)[0])
+        for ax, clip in zip(axes, row, strict=False):
+            ax.imshow(moments(clip, 1)[0])
             ax.set(xticks=[], yticks=[])
-            ax.set_xlabel(class_of(name), color=colour, fontsize=8)
-            ax.spines[:].set(color=colour, linewidth=3)
-    grid[0, 0].set_title("test clip", fontsize=9)
-    grid[0, 1].set_title("nearest training clips", fontsize=9, loc="left")
+            ax.set_xlabel(clip.caption, color=BORDERS[clip.border], fontsize=8)
+            ax.spines[:].set(color=BORDERS[clip.border], linewidth=3)
+    grid[0, 0].set_title("query", fontsize=9)
+    grid[0, 1].set_title("nearest clips", fontsize=9, loc="left")
     return png(figure)
 
 
-def _gallery_html(found: Found, where: Where) -> str:
-    def cell(part: str, name: str, kind: str) -> str:
-        strip = np.concatenate(moments(*where[part][name], MOMENTS), axis=1)
-        jpeg = cv2.imencode(".jpg", strip[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes()
-        width = strip.shape[1] // MOMENTS
-        return (
-            f'<figure class="{kind}" style="width:{width}px"><div role="img" aria-label="{html.escape(name)}" '
-            f'style="--shift:-{strip.shape[1]}px;background-image:url(data:image/jpeg;base64,'
-            f'{base64.b64encode(jpeg).decode()})"></div><figcaption title="{html.escape(name)}">'
-            f"{html.escape(class_of(name))}</figcaption></figure>"
-        )
-
-    rows, right, total = [], 0, 0
-    for query, neighbours in found:
-        same = [class_of(name) == class_of(query) for name in neighbours]
-        right, total = right + sum(same), total + len(same)
-        rows.append(
-            "<section>"
-            + cell("test", query, "query")
-            + "".join(
-                cell("train", name, "right" if ok else "wrong")
-                for name, ok in zip(neighbours, same, strict=True)
-            )
-            + "</section>"
+def _gallery_html(rows: Sequence[Sequence[Clip]]) -> str:
+    sections = []
+    for row in rows:
+        cells = "".join(_html_cell(clip) for clip in row)
+        sections.append(f"<section>{cells}</section>")
+    borders = [clip.border for row in rows for clip in row]
+    right, wrong = borders.count("right"), borders.count("wrong")
+    styles = " ".join(f"figure.{border} {{ border-color: {colour} }}" for border, colour in BORDERS.items())
+    legend = ""
+    if right + wrong:
+        legend = (
+            f'<span style="color:{BORDERS["right"]}">Green</span>: the same class ({right} of {right + wrong}); '
+            f'<span style="color:{BORDERS["wrong"]}">red</span>: another.'
         )
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>Retrieval</title><style>
 body {{ font: 14px sans-serif; margin: 2em; color: #222 }}
 section {{ display: flex; flex-wrap: wrap; gap: 8px; margin-bottom: 14px }}
-figure {{ margin: 0; border: 4px solid #444; border-radius: 4px }}
+figure {{ margin: 0; border: 4px solid; border-radius: 4px }}
 figure.query {{ margin-right: 24px }}
-figure.right {{ border-color: {RIGHT} }} figure.wrong {{ border-color: {WRONG} }}
+{styles}
 figure div {{ height: {HEIGHT}px; animation: play 1.6s steps({MOMENTS}) infinite }}
 figcaption {{ padding: 2px 6px; font-size: 12px; overflow: hidden; text-overflow: ellipsis; white-space: nowrap }}
 @keyframes play {{ to {{ background-position-x: var(--shift) }} }}
-</style></head><body><h1>Nearest training clips</h1>
-<p>Left: test clip. Right of it: its nearest training clips, nearest first.
-<span style="color:{RIGHT}">Green</span>: the same class ({right} of {total});
-<span style="color:{WRONG}">red</span>: another.</p>
-{chr(10).join(rows)}
+</style></head><body><h1>Nearest clips</h1>
+<p>Left: the query. Right of it: its nearest clips, nearest first. {legend}</p>
+{chr(10).join(sections)}
 </body></html>
 """
+
+
+def _html_cell(clip: Clip) -> str:
+    strip = np.concatenate(moments(clip, MOMENTS), axis=1)
+    width = strip.shape[1]
+    jpeg = cv2.imencode(".jpg", strip[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes()
+    url = f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
+    name = html.escape(clip.source.names[clip.position])
+    return (
+        f'<figure class="{clip.border}" style="width:{width // MOMENTS}px">'
+        f'<div role="img" aria-label="{name}" style="--shift:-{width}px;background-image:url({url})"></div>'
+        f'<figcaption title="{name}">{html.escape(clip.caption)}</figcaption></figure>'
+    )
 
 
 def recall_curve(curves: Mapping[str, Sequence[float]]) -> bytes:

@@ -1,28 +1,97 @@
-"""Files of evaluation: results.jsonl, JSON, and whole files written beside their place and renamed."""
+"""Records of evaluation: where numbers come from, results.jsonl, and JSON files."""
 
-import fcntl
+import argparse
+import hashlib
 import json
 import os
+import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
+from dataset.catalogue import parse_name
+from dataset.registry import Videos
+from dataset.source import BrokenVideo
+from model.weights import digest, origin
 from utils.errors import UserError
+from utils.files import lock, write_atomically
 
 
-def write_file(path: str | Path, content: bytes | str) -> Path:
-    """Write the whole file or leave the old one; raises UserError where that fails."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+class Provenance(TypedDict, total=False):
+    """Where numbers and features come from; whatever is not known is missing.
+
+    Of the data: ``dataset`` (without endings), ``split``, ``stream``, and digests of the ``train_videos`` and
+    ``test_videos``. Of the network: ``checkpoint`` (path), ``sha256`` of that file, ``epoch`` (the last finished one),
+    ``origin`` (see ``model.weights.origin``). ``settings``: the options on which outputs depend.
+    """
+
+    dataset: str
+    split: int
+    stream: str
+    train_videos: str
+    test_videos: str
+    checkpoint: str
+    sha256: str
+    epoch: int
+    origin: dict[str, Any]
+    settings: dict[str, Any]
+
+
+def provenance_of(
+    args: argparse.Namespace, path: Path, checkpoint: dict[str, Any], videos: dict[str, Videos]
+) -> Provenance:
+    """The provenance of what the ``checkpoint`` at ``path`` says of the ``videos`` of each part."""
+    name = parse_name(args.dataset)
+    return {
+        "dataset": name.base,
+        "split": args.which_split,
+        "stream": name.streams[0],
+        "checkpoint": str(path),
+        "sha256": digest(path),
+        "epoch": int(checkpoint.get("epoch", -1)),
+        "origin": origin(checkpoint, path),
+        "settings": {key: getattr(args, key) for key in ("net", "seq_len", "ds", "img_dim", "precision")},
+        **{f"{part}_videos": content_digest(chosen) for part, chosen in videos.items()},
+    }
+
+
+def content_digest(videos: Videos) -> str:
+    """Digest of names, labels, frame counts and the sizes of the records: changes with the content, not with a copy."""
+    ((stream, store),) = videos.stores.items()
+
+    def record_size(position: int) -> int:
+        try:
+            return store.record_size(position)
+        except BrokenVideo:
+            return 0
+
+    sizes = [record_size(position) for position in videos.positions[stream].tolist()]
+    content = [videos.names, videos.labels.tolist(), videos.frames.tolist(), sizes]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def check_folder(folder: Path, option: str) -> None:
+    """Raise UserError, naming the ``option`` that chooses another, where no file could be made in ``folder``.
+
+    A folder that is missing is not made.
+    """
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-        os.replace(temporary, path)
+        tempfile.TemporaryFile(dir=there).close()
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise UserError(
-            f"cannot write {path}: {error.strerror}; mend the folder or choose another place"
+            f"cannot write to {there}: {error.strerror}; choose another folder by {option}"
         ) from error
-    return path
+
+
+def check_results(path: Path) -> None:
+    """Raise UserError where no record could be appended to ``path``; a file that is missing is not made."""
+    if not path.exists():
+        check_folder(path.parent, "--results")
+        return
+    try:
+        open(path, "ab").close()
+    except OSError as error:
+        raise UserError(f"cannot append to {path}: {error.strerror}; choose another by --results") from error
 
 
 def read_json(path: str | Path) -> Any:
@@ -35,12 +104,23 @@ def read_json(path: str | Path) -> Any:
         raise UserError(f"{path} is corrupt, not JSON: {str(error)[:200]}; make it anew") from error
 
 
-def append_record(path: str | Path, **entries: Any) -> None:
-    """Append one record, a line of JSON, in one write that does not mix with another process's."""
+def write_file(path: str | Path, content: bytes | str) -> None:
+    """Write the whole file or leave the old one; UserError where that fails."""
+    with write_atomically(path, "mend the folder or choose another place") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+def append_record(path: str | Path, what: str, provenance: Provenance, **entries: Any) -> None:
+    """Append one record, a line of JSON that does not mix with another process's nor with a line that was cut short."""
+    line = json.dumps({"what": what, **provenance, **entries}) + "\n"
     try:
-        with open(path, "a", encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            file.write(json.dumps(entries) + "\n")
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with lock(path) as file:
+            file.seek(max(file.seek(0, os.SEEK_END) - 1, 0))
+            last = file.read(1)
+            if last not in (b"", b"\n"):
+                line = "\n" + line
+            file.write(line.encode())
     except OSError as error:
         raise UserError(
             f"cannot append to {path}: {error.strerror}; choose another place by --results"

@@ -6,11 +6,9 @@ import logging
 import statistics
 import sys
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
+import eval  # noqa: F401  # first: see eval/eval.py
 from eval.pictures import stage_chart
 from eval.records import read_records, write_file
 from utils.errors import UserError, one_line_errors
@@ -60,12 +58,38 @@ PAPER: dict[tuple[str, str, str], dict[str, tuple[float, ...]]] = {
         "finetune hmdb51": (62.9,),
     },
 }
-SUBJECT = ("what", "method", "pretrained on", "stream", "tested on", "split", "checkpoint")
 ORDER = {
     "what": ("linear", "feature probe", "finetune", "retrieval"),
     "method": ("random", "InfoNCE", "CoCLR", "UberNCE"),
     "stream": ("rgb", "flow", "rgb+flow"),
 }
+
+
+class Subject(NamedTuple):
+    """What a row of the table is about: an evaluation of a network."""
+
+    what: str
+    method: str
+    pretrained_on: str
+    stream: str
+    tested_on: str
+    split: str
+    checkpoint: str
+
+    def rank(self) -> tuple:
+        """Sorts rows: by evaluation and data, then from random weights to supervision, one stream to two."""
+        words = {"what": self.what.split(",")[0], "method": self.method.split(",")[0], "stream": self.stream}
+        ranks = {
+            column: order.index(words[column]) if words[column] in order else len(order)
+            for column, order in ORDER.items()
+        }
+        trained = self.pretrained_on != "nothing"
+        evaluation = (ranks["what"], self.what, self.tested_on)
+        network = (trained, self.pretrained_on, ranks["method"], self.method, ranks["stream"], self.stream)
+        return *evaluation, *network, self.split, self.checkpoint
+
+
+HEADER = tuple(column.replace("_", " ") for column in Subject._fields)
 
 
 @dataclass(frozen=True)
@@ -77,10 +101,10 @@ class Cell:
 
     @property
     def ours(self) -> str:
-        spread = (
-            f" ± {statistics.stdev(self.values):.1f} (n={len(self.values)})" if len(self.values) > 1 else ""
-        )
-        return f"{statistics.fmean(self.values):.1f}{spread}"
+        mean = f"{statistics.fmean(self.values):.1f}"
+        if len(self.values) == 1:
+            return mean
+        return f"{mean} ± {statistics.stdev(self.values):.1f} (n={len(self.values)})"
 
     @property
     def difference(self) -> str:
@@ -90,7 +114,7 @@ class Cell:
         return self.ours if self.paper is None else f"{self.ours} (paper {self.paper:.1f}, {self.difference})"
 
 
-Table = dict[tuple[str, ...], dict[str, Cell]]
+Table = dict[Subject, dict[str, Cell]]
 
 
 def make_parser() -> Parser:
@@ -114,76 +138,56 @@ def newest(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return list({repr([record.get(name) for name in key]): record for record in records}.values())
 
 
-def subject_of(record: dict[str, Any], mean: bool) -> tuple[str, ...]:
-    """What a record is about, see ``SUBJECT``; with ``mean`` the same for all checkpoints and splits."""
+def subject_of(record: dict[str, Any], mean: bool) -> Subject:
+    """What a record is about; with ``mean`` the same for all checkpoints and splits."""
     origin = record.get("origin") or {}
+    crops = f", {record['crops']} crop" if record.get("crops") else ""
     cycle = f", cycle {origin['cycle']}" if origin.get("cycle") else ""
     epochs = f", {origin['pretrain_epoch'] + 1} epochs" if origin.get("pretrain_epoch", -1) >= 0 else ""
-    named = (origin.get("pretrained_on"), record.get("stream"), record.get("dataset"))
-    return (
-        record["what"] + (f", {record['crops']} crop" if record.get("crops") else ""),
-        (origin.get("method") or "unknown") + cycle + epochs,
-        *(str(value or "unknown") for value in named),
-        *(("all", "all") if mean else (str(record.get("split") or "unknown"), str(record.get("checkpoint")))),
+    return Subject(
+        what=record["what"] + crops,
+        method=(origin.get("method") or "unknown") + cycle + epochs,
+        pretrained_on=str(origin.get("pretrained_on") or "unknown"),
+        stream=str(record.get("stream") or "unknown"),
+        tested_on=str(record.get("dataset") or "unknown"),
+        split="all" if mean else str(record.get("split") or "unknown"),
+        checkpoint="all" if mean else str(record.get("checkpoint")),
     )
 
 
 def paper_numbers(record: dict[str, Any]) -> dict[str, float]:
     """The paper's numbers for the like of a record; they are of two cycles."""
     origin = record.get("origin") or {}
+    if origin.get("cycle", 2) != 2:
+        return {}
     published = PAPER.get((origin.get("method"), origin.get("pretrained_on"), record.get("stream")), {})
-    values = (
-        published.get(f"{record['what']} {record.get('dataset')}", ()) if origin.get("cycle", 2) == 2 else ()
-    )
-    return dict(
-        zip(NUMBERS["Retrieval" if record["what"] == "retrieval" else "Classification"], values, strict=False)
-    )
-
-
-def place(subject: tuple[str, ...]) -> tuple:
-    """Sorts subjects: by evaluation and data, then from random weights to supervision, one stream to two."""
-    what, method, pretrained_on, stream, tested_on, *which = subject
-    rank = [
-        (order.index(word) if word in order else len(order))
-        for word, order in zip(
-            (what.split(",")[0], method.split(",")[0], stream), ORDER.values(), strict=True
-        )
-    ]
-    return (
-        rank[0],
-        what,
-        tested_on,
-        pretrained_on != "nothing",
-        pretrained_on,
-        rank[1],
-        method,
-        rank[2],
-        stream,
-        which,
-    )
+    values = published.get(f"{record['what']} {record.get('dataset')}", ())
+    names = NUMBERS["Retrieval" if record["what"] == "retrieval" else "Classification"]
+    return dict(zip(names, values, strict=False))
 
 
 def table(records: list[dict[str, Any]], mean: bool) -> Table:
     """Numbers by subject, in order."""
     found: Table = {}
     for record in newest(records):
-        cells, paper = found.setdefault(subject_of(record, mean), {}), paper_numbers(record)
+        cells = found.setdefault(subject_of(record, mean), {})
+        paper = paper_numbers(record)
         for number, value in record["numbers"].items():
             if isinstance(value, int | float):
                 cells.setdefault(number, Cell([], paper.get(number))).values.append(value)
-    return dict(sorted(found.items(), key=lambda item: place(item[0])))
+    return {subject: found[subject] for subject in sorted(found, key=Subject.rank)}
 
 
 def chart(found: Table) -> bytes:
     """R@1 by stage and stream (see ``stage_chart``), a panel per tested dataset."""
     panels: dict[str, dict[str, dict[str, list[float]]]] = {}
-    for (what, method, pretrained_on, stream, tested_on, *_), cells in found.items():
-        if what == "retrieval":
-            stage = method.replace(", ", "\n") + (
-                "" if pretrained_on in (tested_on, "nothing") else f"\n({pretrained_on})"
-            )
-            bars = panels.setdefault(f"retrieval on {tested_on}", {}).setdefault(stage, {})
-            bars.setdefault(stream, []).extend(cells["R@1"].values)
+    for subject, cells in found.items():
+        if subject.what == "retrieval":
+            stage = subject.method.replace(", ", "\n")
+            if subject.pretrained_on not in (subject.tested_on, "nothing"):
+                stage += f"\n({subject.pretrained_on})"
+            panel = panels.setdefault(f"retrieval on {subject.tested_on}", {})
+            panel.setdefault(stage, {}).setdefault(subject.stream, []).extend(cells["R@1"].values)
     if not panels:
         raise UserError(
             "--chart shows R@1, but the records hold no retrieval; run main_classifier.py --retrieval"
@@ -200,15 +204,12 @@ def as_markdown(found: Table) -> str:
             for subject, cells in found.items()
             if cells.keys() & set(numbers)
         ]
-        shown = [(*SUBJECT, *numbers), ("---",) * (len(SUBJECT) + len(numbers)), *lines]
-        parts.append(
-            f"**{title}** (%)\n\n"
-            + "".join(
-                "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n"
-                for line in shown
-                if lines
-            )
-        )
+        text = f"**{title}** (%)\n\n"
+        if lines:
+            header = (*HEADER, *numbers)
+            for line in (header, ["---"] * len(header), *lines):
+                text += "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n"
+        parts.append(text)
     return "\n".join(parts)
 
 
@@ -216,12 +217,11 @@ def as_csv(found: Table) -> str:
     """A line per number."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*SUBJECT, "number", "ours", "paper", "difference"])
+    writer.writerow([*HEADER, "number", "ours", "paper", "difference"])
     for subject, cells in found.items():
         for number, cell in cells.items():
-            writer.writerow(
-                [*subject, number, cell.ours, "" if cell.paper is None else cell.paper, cell.difference]
-            )
+            paper = "" if cell.paper is None else cell.paper
+            writer.writerow([*subject, number, cell.ours, paper, cell.difference])
     return text.getvalue()
 
 
@@ -236,7 +236,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.chart:
         files[args.chart] = chart(found)
     for path, content in files.items():
-        log.info("wrote %s", write_file(path, content))
+        write_file(path, content)
+        log.info("wrote %s", path)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,18 @@
 """Nearest-neighbour retrieval: R@k on saved features, and pictures of what was found."""
 
+import argparse
 import logging
-import sys
-from pathlib import Path
 
 import torch
+from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from dataset.registry import open_videos
+import eval  # noqa: F401  # first: see eval/eval.py
+from dataset.registry import Videos
+from dataset.splits import class_of
 from eval.features import PARTS, Features, add_feature_options, find_folder, load_features
-from eval.metrics import recalls, retrieve
-from eval.pictures import gallery, recall_curve
+from eval.metrics import retrieve
+from eval.pictures import Clip, gallery, recall_curve
+from eval.predict import read_videos
 from eval.records import write_file
 from utils.errors import UserError, one_line_errors
 from utils.log import start_logging
@@ -36,36 +37,41 @@ def make_parser() -> Parser:
     parser.add_argument("--neighbours", type=positive_int, default=5, help="training clips shown per query")
     add_database_options(parser)
     parser.add_argument("--which_split", type=int, default=1, help="split that the features were made of")
+    parser.set_defaults(seq_len=1, ds=1)  # the pictures show videos of any length
     return parser
 
 
-def stores_by_name(args, parts: dict[str, Features]) -> dict[str, dict[str, tuple]]:
-    """For each part, where the frames of a name lie: {name: (store, position)}."""
-    where = {}
-    for part, features in parts.items():
-        if features.names is None:
-            raise UserError(
-                "these features come without names, so no pictures; make them anew by --retrieval"
-            )
-        videos = open_videos(
-            args.dataset,
-            part,
-            1,
-            1,
-            args.data_root,
-            {"rgb": args.rgb_lmdb, "flow": args.flow_lmdb},
-            args.which_split,
+def clips_of(videos: Videos, features: Features) -> list[Clip]:
+    """The clip of each row of ``features``, to be shown; UserError where its name or frames are missing."""
+    if features.names is None:
+        raise UserError("these features come without names, so no pictures; make them anew by --retrieval")
+    ((stream, store),) = videos.stores.items()
+    clips = {
+        name: Clip(store, position, frames, class_of(name))
+        for name, position, frames in zip(
+            videos.names, videos.positions[stream].tolist(), videos.frames.tolist(), strict=True
         )
-        ((stream, store),) = videos.stores.items()
-        where[part] = {
-            name: (store, int(position))
-            for name, position in zip(videos.names, videos.positions[stream], strict=True)
-        }
-        if missing := set(features.names) - where[part].keys():
-            raise UserError(
-                f"{store.path} lacks the video {sorted(missing)[0]} of the features; check --data_root"
-            )
-    return where
+    }
+    missing = sorted(set(features.names) - clips.keys())
+    if missing:
+        raise UserError(f"{store.path} lacks the video {missing[0]} of the features; check --data_root")
+    return [clips[name] for name in features.names]
+
+
+def gallery_rows(
+    args: argparse.Namespace, train: Features, test: Features, neighbours: Tensor
+) -> list[list[Clip]]:
+    """--queries test clips, evenly over the classes, each with its nearest training clips, see ``gallery``."""
+    train_clips, test_clips = map(clips_of, read_videos(args, *PARTS), (train, test))
+    evenly = torch.linspace(0, len(test.labels) - 1, min(args.queries, len(test.labels))).long()
+    rows = []
+    for query in test.labels.argsort(stable=True)[evenly].tolist():
+        row = [test_clips[query]._replace(border="query")]
+        for neighbour in neighbours[query, : args.neighbours].tolist():
+            same = train.labels[neighbour] == test.labels[query]
+            row.append(train_clips[neighbour]._replace(border="right" if same else "wrong"))
+        rows.append(row)
+    return rows
 
 
 @one_line_errors
@@ -74,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
     start_logging(is_main=True)
     folder = find_folder(args.test, args.dirname, args.dataset)
     train, test = (load_features(folder, args.dataset, part) for part in PARTS)
-    numbers, neighbours = retrieve([train], [test])
+    numbers, neighbours, curve = retrieve([train], [test])
     log.info(
         "%s, %d queries in %d training videos: %s",
         folder,
@@ -83,18 +89,12 @@ def main(argv: list[str] | None = None) -> None:
         as_text(numbers),
     )
     if args.curve:
-        log.info(
-            "wrote %s", write_file(args.curve, recall_curve({args.dataset: recalls(neighbours, test, train)}))
-        )
+        write_file(args.curve, recall_curve({args.dataset: curve}))
+        log.info("wrote %s", args.curve)
     if args.gallery:
-        where = stores_by_name(args, {"train": train, "test": test})
-        rows = torch.linspace(0, len(test.labels) - 1, min(args.queries, len(test.labels))).long()
-        rows = test.labels.argsort(stable=True)[rows].tolist()  # evenly over the classes
-        found = [
-            (test.names[row], [train.names[i] for i in neighbours[row, : args.neighbours].tolist()])
-            for row in rows
-        ]
-        log.info("wrote %s", write_file(args.gallery, gallery(found, where, args.gallery.endswith(".png"))))
+        rows = gallery_rows(args, train, test, neighbours)
+        write_file(args.gallery, gallery(rows, args.gallery.endswith(".png")))
+        log.info("wrote %s", args.gallery)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ from dataset.jpeg import decode
 from dataset.registry import open_videos
 from dataset.window_dataset import WindowDataset
 from eval import feature_linear_probe, merge_2stream_prob, report, retrieval
-from eval.extract import normalised
 from eval.features import load_features
+from eval.predict import network_input
 from model.pretrain import InfoNCE
 from model.weights import load_classifier
 from utils.checkpoint import load_checkpoint
@@ -213,7 +213,7 @@ def test_ten_crop_word_for_word_against_a_slow_loop(cwd, finetuned, home):
         for crop in range(5):
             for flip in (False, True):
                 clips = [
-                    normalised(item["frames"][crop][window][None], torch.tensor([flip]), False)
+                    network_input(item["frames"][crop][window][None], torch.tensor([flip]), False)
                     for window in item["windows"]
                 ]
                 probability = torch.stack([model(clip)[0].softmax(dim=1)[0] for clip in clips]).mean(dim=0)
@@ -264,7 +264,7 @@ def test_retrieval_word_for_word_and_the_tools_after_it(cwd, monkeypatch, capsys
     assert test.names == videos.names
     for index in range(len(videos)):
         item = WindowDataset(videos, 8, 1, 32)[index]
-        clips = normalised(
+        clips = network_input(
             item["frames"][0][item["windows"]], torch.zeros(len(item["windows"]), dtype=bool), False
         )
         with torch.no_grad():
@@ -278,7 +278,7 @@ def test_retrieval_word_for_word_and_the_tools_after_it(cwd, monkeypatch, capsys
         raise AssertionError("features were made anew")
 
     with monkeypatch.context() as patch:
-        patch.setattr("eval.evaluate.extract", untouched)
+        patch.setattr("eval.protocols.extract", untouched)
         main("--test", checkpoint, "--retrieval")
         with pytest.raises(AssertionError, match="anew"):
             main("--test", checkpoint, "--retrieval", "--ds", "2")

@@ -47,7 +47,7 @@ def load_saved(path: Path, what: str) -> Any:
     except Exception as error:  # damaged files raise whatever the reader trips over
         if unsafe := re.search(r"Unsupported global: GLOBAL (\S+)", str(error)):
             raise UserError(
-                f"{path} holds {unsafe[1]}, which is not read, as that could run code; where you trust the "
+                f"{path} is not a readable {what}: it holds {unsafe[1]}, which could run code; where you trust the "
                 "file, load it by torch.load(..., weights_only=False) and save {'state_dict': ...} of it alone"
             ) from error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -1,5 +1,8 @@
 """Feature files: reuse only of what was made from the same, and errors in one line."""
 
+import argparse
+import shutil
+
 import pytest
 import torch
 from databases import make_dataset
@@ -7,17 +10,25 @@ from databases import make_dataset
 from dataset.registry import open_videos
 from eval.features import (
     Features,
+    are_current,
     find_folder,
     load_features,
-    made_from_the_same,
-    provenance,
+    log,
     provenance_path,
     read_provenance,
     save_features,
 )
+from eval.records import provenance_of
 from utils.errors import UserError
 
-RECORD = {"checkpoint": "a.tar", "dataset": "tiny", "split": 1, "settings": {"seq_len": 8}}
+
+def provenance(checkpoint, videos, **options):
+    args = argparse.Namespace(
+        **{"dataset": "tiny", "which_split": 1, "net": "s3d", "seq_len": 4, "ds": 1, "img_dim": 16}
+        | {"precision": "fp32"}
+        | options
+    )
+    return provenance_of(args, checkpoint, {"epoch": 3, "state_dict": {}}, videos)
 
 
 @pytest.fixture
@@ -27,7 +38,7 @@ def made(tmp_path):
     videos = {part: open_videos("tiny", part, 4, 1, tmp_path / "data") for part in ("train", "test")}
     checkpoint = tmp_path / "a.tar"
     checkpoint.write_bytes(b"weights")
-    made_from = provenance(checkpoint, videos, RECORD)
+    made_from = provenance(checkpoint, videos)
     parts = {
         part: Features(torch.randn(len(v), 5), torch.from_numpy(v.labels), v.names)
         for part, v in videos.items()
@@ -54,19 +65,30 @@ def test_round_trip(made, tmp_path):
     }
 
 
-def test_reused_only_for_the_same_checkpoint_videos_and_settings(made, tmp_path):
+def test_reused_only_for_the_same_checkpoint_videos_and_settings(made, tmp_path, caplog):
     checkpoint, videos, _, made_from = made
     folder = tmp_path / "feature"
-    assert made_from_the_same(folder, "tiny", made_from)
-    moved = made_from | {"checkpoint": "elsewhere/a.tar"}
-    assert made_from_the_same(folder, "tiny", moved)
-    for other in ({"settings": {"seq_len": 16}}, {"split": 2}):
-        assert not made_from_the_same(folder, "tiny", provenance(checkpoint, videos, RECORD | other))
-    videos["test"].frames[0] += 1
-    assert not made_from_the_same(folder, "tiny", provenance(checkpoint, videos, RECORD))
-    videos["test"].frames[0] -= 1
+    assert are_current(folder, "tiny", made_from)
+    assert are_current(folder, "tiny", made_from | {"checkpoint": "elsewhere/a.tar"})
+    log.propagate = True
+    with caplog.at_level("INFO", "coclr"):
+        for option, value, said in (("seq_len", 16, "settings"), ("which_split", 2, "split")):
+            assert not are_current(folder, "tiny", provenance(checkpoint, videos, **{option: value}))
+            assert f"{folder} differ in {said}; making them anew" in caplog.text
     checkpoint.write_bytes(b"other weights")
-    assert not made_from_the_same(folder, "tiny", provenance(checkpoint, videos, RECORD))
+    assert not are_current(folder, "tiny", provenance(checkpoint, videos))
+
+
+def test_reused_with_a_copied_database_but_not_with_another_of_the_same_names(made, tmp_path):
+    checkpoint, videos, _, _ = made
+    shutil.copytree(tmp_path / "data", tmp_path / "copy")
+    make_dataset(tmp_path / "anew/tiny", per_class=4, frames=12, size=24)
+    for root, current in (("copy", True), ("anew", False)):
+        others = {part: open_videos("tiny", part, 4, 1, tmp_path / root) for part in ("train", "test")}
+        assert others["test"].names == videos["test"].names
+        assert are_current(tmp_path / "feature", "tiny", provenance(checkpoint, others)) is current
+        mixed = videos | {"test": others["test"]}  # one part alone
+        assert are_current(tmp_path / "feature", "tiny", provenance(checkpoint, mixed)) is current
 
 
 def test_half_written_features_are_not_reused(made, tmp_path, monkeypatch):
@@ -78,7 +100,7 @@ def test_half_written_features_are_not_reused(made, tmp_path, monkeypatch):
     monkeypatch.setattr("eval.features.save_atomically", full)
     with pytest.raises(UserError, match="disk full"):
         save_features(tmp_path / "feature", "tiny", parts, made_from)
-    assert not made_from_the_same(tmp_path / "feature", "tiny", made_from)
+    assert not are_current(tmp_path / "feature", "tiny", made_from)
 
 
 def test_features_of_another_checkpoint_are_refused(made, tmp_path):
@@ -87,7 +109,7 @@ def test_features_of_another_checkpoint_are_refused(made, tmp_path):
     assert find_folder(str(tmp_path), "feature", "tiny") == tmp_path / "feature"
     assert find_folder(str(tmp_path / "feature"), "feature", "tiny") == tmp_path / "feature"
     checkpoint.write_bytes(b"other weights")
-    with pytest.raises(UserError, match=r"are of another checkpoint \(a.tar\)"):
+    with pytest.raises(UserError, match=r"are of another checkpoint \(\S+/a.tar\)"):
         find_folder(str(checkpoint), "feature", "tiny")
     with pytest.raises(UserError, match=r"no features of ucf101.*--retrieval"):
         find_folder(str(tmp_path), "feature", "ucf101")
@@ -100,7 +122,7 @@ def test_the_originals_features_load_without_names(tmp_path):
     assert loaded.names is None
     assert loaded.features.dtype == torch.float32
     assert loaded.labels.tolist() == [0, 1, 2]
-    assert read_provenance(tmp_path, "ucf101") == {}
+    assert read_provenance(tmp_path, "ucf101-f") == {"dataset": "ucf101", "stream": "flow"}
 
 
 @pytest.mark.parametrize(
@@ -124,4 +146,4 @@ def test_spoilt_files_give_one_clear_line(made, tmp_path, spoil):
 def test_corrupt_provenance(made, tmp_path):
     provenance_path(tmp_path / "feature", "tiny").write_text("{")
     with pytest.raises(UserError, match="corrupt"):
-        made_from_the_same(tmp_path / "feature", "tiny", made[3])
+        are_current(tmp_path / "feature", "tiny", made[3])

@@ -108,6 +108,10 @@ BAD = {
         lambda f: (f / "flow.json").write_text('{"a": {"mean_prob": ["x"]}}'),
         "flow.json should be",
     ),
+    "label in words": (
+        lambda f: (f / "flow.json").write_text('{"a": {"mean_prob": [1], "label": "b"}}'),
+        "flow.json should be",
+    ),
     "NaN": (lambda f: (f / "flow.json").write_text('{"a": {"mean_prob": [NaN]}}'), "flow.json should be"),
     "other videos": (lambda f: write(f / "flow.json", ["C1/other"], 1), "no video in common"),
     "other classes": (lambda f: write(f / "flow.json", NAMES, 1, classes=9), "of 7 classes, flow.json of 9"),

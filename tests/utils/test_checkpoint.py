@@ -70,7 +70,7 @@ def test_options_that_could_run_code_are_named_in_one_line(tmp_path):
     with pytest.raises(UserError) as refused:
         load_checkpoint(path)
     message = str(refused.value)
-    assert message.startswith(f"{path} holds argparse.Namespace, which is not read")
+    assert message.startswith(f"{path} is not a readable checkpoint: it holds argparse.Namespace, which")
     assert message.endswith("alone")
     assert "\n" not in message
     assert "\x1b" not in message

@@ -1,5 +1,6 @@
 """Averages over windows, crops and mirror images against a slow transcription; batches change nothing."""
 
+import argparse
 import threading
 
 import numpy as np
@@ -14,8 +15,7 @@ from dataset.clips import test_windows as windows_of
 from dataset.crop import crop_resize
 from dataset.jpeg import decode
 from dataset.registry import open_videos
-from dataset.window_dataset import WindowDataset
-from eval.extract import CROPS, average_over_windows, folded, in_threads, views_of
+from eval.predict import fold_batch_norms, in_threads, predict
 from utils.launch import World
 
 CPU = World(0, 1, torch.device("cpu"))
@@ -26,6 +26,19 @@ def classify(clips):
     """A small network whose result depends on every pixel and frame; softmax over five classes."""
     weight = torch.randn(clips[0].numel(), CLASSES, generator=torch.Generator().manual_seed(0)) / 20
     return (clips.flatten(1) @ weight).softmax(dim=1)
+
+
+def options(batch_size, seq_len=8, img_dim=16):
+    return argparse.Namespace(
+        dataset="tiny",
+        seq_len=seq_len,
+        ds=1,
+        img_dim=img_dim,
+        batch_size=batch_size,
+        workers=0,
+        precision="fp32",
+        channels_last=False,
+    )
 
 
 def open_tiny(root):
@@ -61,10 +74,8 @@ def slow(videos, index: int, crops: str) -> torch.Tensor:
 @pytest.mark.parametrize("crops", ["center", "five", "ten"])
 def test_mean_of_all_windows_and_crops(root, crops):
     videos = open_tiny(root)
-    means, readable = average_over_windows(
-        classify, CLASSES, WindowDataset(videos, 8, 1, 16, CROPS[crops]), views_of(crops), CPU, 7
-    )
-    assert readable.all()
+    means, readable = predict(classify, CLASSES, videos, options(7), CPU, crops)
+    assert readable.names == videos.names
     assert list(means) == ["center", "five", "ten"][: ("center", "five", "ten").index(crops) + 1]
     for index in range(len(videos)):
         for name, mean in means.items():
@@ -75,8 +86,7 @@ def test_mean_of_all_windows_and_crops(root, crops):
 @pytest.mark.parametrize("batch_size", [1, 3, 1000])
 def test_batch_size_changes_nothing(root, batch_size, monkeypatch):
     videos = open_tiny(root)
-    views = views_of("ten")
-    expected, _ = average_over_windows(classify, CLASSES, WindowDataset(videos, 8, 1, 16, 5), views, CPU, 32)
+    expected, _ = predict(classify, CLASSES, videos, options(32), CPU, "ten")
     monkeypatch.setattr(window_dataset, "WINDOWS_PER_ITEM", 2)
     sizes = []
 
@@ -84,10 +94,9 @@ def test_batch_size_changes_nothing(root, batch_size, monkeypatch):
         sizes.append(len(clips))
         return classify(clips)
 
-    means, _ = average_over_windows(
-        recorded, CLASSES, WindowDataset(videos, 8, 1, 16, 5), views, CPU, batch_size
-    )
-    for name in views:
+    means, _ = predict(recorded, CLASSES, videos, options(batch_size), CPU, "ten")
+    assert list(means) == ["center", "five", "ten"]
+    for name in means:
         torch.testing.assert_close(means[name], expected[name], atol=1e-5, rtol=0)
     total = 10 * sum(len(windows_of(int(frames), 8, 1)) for frames in videos.frames)
     assert sum(sizes) == total  # every window once
@@ -117,11 +126,10 @@ def test_video_with_an_unreadable_part_is_left_out(root, tmp_path, monkeypatch, 
     monkeypatch.setattr(window_dataset, "WINDOWS_PER_ITEM", 4)
     videos = open_videos("bad", "test", 7, 1, tmp_path)
     with caplog.at_level("WARNING", "coclr"):
-        means, readable = average_over_windows(
-            classify_7, CLASSES, WindowDataset(videos, 7, 1, 16), views_of("center"), CPU, 3
-        )
-    assert readable.tolist() == [True, False]
-    assert means["center"][0].isfinite().all()
+        means, readable = predict(classify_7, CLASSES, videos, options(3, seq_len=7), CPU)
+    assert readable.names == names[:1]
+    assert means["center"].shape == (1, CLASSES)
+    assert means["center"].isfinite().all()
 
 
 def classify_7(clips):
@@ -139,7 +147,7 @@ def test_folded_network_computes_the_same(network):
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)
             torch.nn.init.normal_(module.bias, 0, 0.1)
     clips = torch.randn(2, 3, 8, 32, 32)
-    fast = folded(model)
+    fast = fold_batch_norms(model)
     with torch.no_grad():
         expected = model(clips)
         torch.testing.assert_close(fast(clips), expected, atol=1e-5 * expected.abs().max().item(), rtol=0)

@@ -1,0 +1,230 @@
+"""What a network says of videos: outputs averaged over windows and crops. Windows of many videos share a batch."""
+
+import argparse
+import collections
+import copy
+import itertools
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from tqdm import tqdm
+
+from dataset.augmentation import JITTER_IDENTITY, augment
+from dataset.loader import window_loader
+from dataset.registry import Videos, open_videos
+from dataset.window_dataset import Item, WindowDataset
+from model.classifier import LinearClassifier
+from utils.cores import available_cores
+from utils.errors import UserError
+from utils.launch import World
+from utils.precision import autocast
+
+log = logging.getLogger("coclr")
+
+CROPS = {"center": 1, "five": 5, "ten": 5}  # spatial crops decoded; ten = five and their mirror images
+
+
+def read_videos(args: argparse.Namespace, *parts: str) -> list[Videos]:
+    """The videos of each of the ``parts``; UserError where they do not have the same classes."""
+    databases = {"rgb": args.rgb_lmdb, "flow": args.flow_lmdb}
+    found = [
+        open_videos(
+            args.dataset, part, args.seq_len, args.ds, args.data_root, databases, split=args.which_split
+        )
+        for part in parts
+    ]
+    if any(videos.classes != found[0].classes for videos in found):
+        raise UserError(
+            "training and test videos have different class lists; put one classes.txt beside the databases"
+        )
+    return found
+
+
+def class_probabilities(
+    model: LinearClassifier,
+    videos: Videos,
+    args: argparse.Namespace,
+    world: World,
+    crops: str = "center",
+    middle_only: bool = False,
+) -> tuple[dict[str, Tensor], Videos]:
+    """Class probabilities [V, classes], see ``predict``; leaves the model in eval mode."""
+    model.eval()
+
+    def probabilities(clips: Tensor) -> Tensor:
+        return model(clips)[0].float().softmax(dim=1)
+
+    return predict(probabilities, len(videos.classes), videos, args, world, crops, middle_only)
+
+
+@torch.no_grad()
+def predict(
+    network: Callable[[Tensor], Tensor],
+    size: int,
+    videos: Videos,
+    args: argparse.Namespace,
+    world: World,
+    crops: str = "center",
+    middle_only: bool = False,
+) -> tuple[dict[str, Tensor], Videos]:
+    """Mean output of ``network`` over all windows of each video, and over the views of each result of ``crops``.
+
+    Args:
+        network: clips [n, 3, T, S, S] -> outputs [n, size].
+        videos: of one stream.
+        args: seq_len (T), ds, img_dim (S), batch_size (windows in one forward pass), workers, precision and
+            channels_last of the options are read.
+        crops: "center", "five" or "ten"; see ``views_of``.
+        middle_only: only the middle window of each video.
+
+    Returns the means by result, float32 [V, size] on the CPU, and the V videos that could be read; the same on every
+    rank. The processes share the videos, every window counts once, and batches and processes change nothing. Raises
+    UserError where no video can be read.
+    """
+    device = world.device
+    views = views_of(crops)
+    mirrored = (False, True) if crops == "ten" else (False,)
+    sums = torch.zeros(CROPS[crops] * len(mirrored), len(videos), size, dtype=torch.float64, device=device)
+    windows = torch.zeros(len(videos), dtype=torch.float64)
+
+    def readable_items() -> Iterator[Item]:
+        dataset = WindowDataset(videos, args.seq_len, args.ds, args.img_dim, CROPS[crops], middle_only)
+        items = window_loader(dataset, args.workers, world.rank, world.size, device)
+        quiet = None if world.is_main else True  # None: where it is not a terminal
+        for item in tqdm(items, "test", unit="video", disable=quiet, leave=False, dynamic_ncols=True):
+            # NaN marks a video for all ranks, also where another part of it could be read
+            windows[item["video"]] += float("nan") if item["broken"] else len(item["windows"])
+            if item["broken"]:
+                log.warning("left out: %s", item["broken"])
+            else:
+                yield item
+
+    def forward(batch: tuple[Tensor, ...]) -> Tensor:
+        clips, flip, *_ = batch
+        with torch.no_grad(), autocast(args.precision, device):
+            return network(network_input(clips, flip, args.channels_last))
+
+    # on a CPU, a batch in parts on as many cores is faster than on all of them as one
+    threads = max(available_cores() // world.size, 1) if device.type == "cpu" else 1
+    # TF32 and the choice of an algorithm by trial would make results depend on the batch
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        batches = full_batches(readable_items(), mirrored, -(-args.batch_size // threads), device)
+        for (_, _, video, view), output in in_threads(forward, batches, threads):
+            rows = (view * len(videos) + video).to(device)
+            sums.flatten(0, 1).index_add_(0, rows, output.double())
+    windows = windows.to(device)
+    if world.size > 1:
+        dist.all_reduce(sums)
+        dist.all_reduce(windows)
+    readable = windows.isfinite()
+    if not readable.any():
+        raise UserError(f"no video of {args.dataset} could be read; prepare them again")
+    means = {
+        result: (sums[chosen].sum(dim=0) / (windows[:, None] * len(chosen)))[readable].float().cpu()
+        for result, chosen in views.items()
+    }
+    return means, videos.subset(np.flatnonzero(readable.cpu()))
+
+
+def views_of(crops: str) -> dict[str, list[int]]:
+    """Views averaged for each result of a ``crops`` test, which also gives the smaller tests.
+
+    With m mirror images per crop (1, or 2 for ten), view crop * m + flip is a crop and whether it is mirrored.
+    """
+    if crops == "center":
+        return {"center": [0]}
+    if crops == "five":
+        return {"center": [4], "five": list(range(5))}
+    return {"center": [8], "five": list(range(0, 10, 2)), "ten": list(range(10))}
+
+
+def full_batches(
+    items: Iterable[Item], mirrored: Sequence[bool], batch_size: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Batches of exactly ``batch_size`` windows (the last has the rest), across videos, crops and mirror images.
+
+    Yields clips uint8 [n, T, S, S, 3] on the device, and flip bool, video int64 and view int64, [n] each, on the CPU.
+    """
+    parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+    room = batch_size
+    for item in items:
+        frames = item["frames"].to(device, non_blocking=True)  # [crops, F, S, S, 3]
+        views = itertools.product(range(len(frames)), mirrored)
+        for view, (crop, flip) in enumerate(views):
+            start = 0
+            while start < len(item["windows"]):
+                windows = item["windows"][start : start + room]  # [w, T]
+                clips = frames[crop][windows.to(device, non_blocking=True)]  # [w, T, S, S, 3]
+                same = [torch.full((len(windows),), value) for value in (flip, item["video"], view)]
+                parts.append((clips, *same))
+                start += len(windows)
+                room -= len(windows)
+                if room == 0:
+                    yield tuple(map(torch.cat, zip(*parts, strict=True)))
+                    parts = []
+                    room = batch_size
+    if parts:
+        yield tuple(map(torch.cat, zip(*parts, strict=True)))
+
+
+def network_input(clips: Tensor, flip: Tensor, channels_last: bool) -> Tensor:
+    """uint8 [n, T, S, S, 3] -> normalised [n, 3, T, S, S], mirrored where ``flip`` [n] says so."""
+    n, t = clips.shape[:2]
+    draws = {
+        "jitter_order": torch.arange(4).expand(n, 4),
+        "jitter_factors": torch.tensor(JITTER_IDENTITY).expand(n, 4),
+        "grey_channel": torch.full((n, t), -1),
+        "blur_sigma": torch.zeros(n),
+        "flip": flip,
+    }
+    return augment(clips, draws, channels_last)
+
+
+def in_threads(
+    work: Callable[[Any], Any], arguments: Iterable[Any], threads: int
+) -> Iterator[tuple[Any, Any]]:
+    """Each argument and ``work`` of it, in order; ``threads`` threads work, each on one core, none if that is 1."""
+    if threads == 1:
+        yield from ((argument, work(argument)) for argument in arguments)
+        return
+    before, pending = torch.get_num_threads(), collections.deque()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            for argument in arguments:
+                pending.append((argument, pool.submit(work, argument)))
+                if len(pending) > threads:
+                    argument, result = pending.popleft()
+                    yield argument, result.result()
+            for argument, result in pending:
+                yield argument, result.result()
+    finally:
+        torch.set_num_threads(before)
+
+
+def for_inference(module: nn.Module, args: argparse.Namespace, world: World) -> nn.Module:
+    """A copy on the device, its batch norms folded into convolutions; compiled and channels-last where asked for."""
+    module = fold_batch_norms(module)
+    if args.compile:
+        module.compile()
+    layout = torch.channels_last_3d if args.channels_last else torch.contiguous_format
+    return module.to(world.device, memory_format=layout)
+
+
+def fold_batch_norms(network: nn.Module) -> nn.Module:
+    """A copy for inference: batch norms become part of the convolutions that they follow (conv, bn; conv1, bn1...)."""
+    network = copy.deepcopy(network).eval()
+    for module in network.modules():
+        for name, conv in list(module.named_children()):
+            norm = getattr(module, name.replace("conv", "bn"), None)
+            if isinstance(conv, nn.Conv3d) and isinstance(norm, nn.BatchNorm3d):
+                setattr(module, name, fuse_conv_bn_eval(conv, norm))
+                setattr(module, name.replace("conv", "bn"), nn.Identity())
+    return network
