@@ -4,6 +4,7 @@ What FFmpeg decodes is what counts: frames that an edit list hides are not shown
 counted, announced numbers of frames and rates are not believed. Interlaced video stays as it is, two fields in a frame.
 """
 
+import contextlib
 import math
 import os
 import re
@@ -21,14 +22,11 @@ from av.stream import Disposition
 
 from dataset.store import BrokenVideo
 
-# of the files that FFmpeg reads moving pictures from
-VIDEO_SUFFIXES = frozenset(
-    ".3g2 .3gp .264 .265 .amv .asf .avi .divx .dv .f4v .flv .gif .h264 .h265 .hevc .ivf .m1v .m2p .m2t .m2ts .m2v "
-    ".m4v .mjpeg .mjpg .mk3d .mkv .mod .mov .mp4 .mpe .mpeg .mpg .mpv .mts .mxf .nut .obu .ogm .ogv .qt .rm .rmvb "
-    ".tod .ts .vob .webm .wmv .wtv .y4m".split()
-)
+TIMED = ("mov", "matroska", "flv", "asf")  # containers whose duration does not follow from what is there
+TEXT_ART = ("tty", "bin", "xbin", "adf", "idf")  # what FFmpeg takes notes beside videos for
 ENOUGH = 0.9  # a video of which a smaller share decodes is left out
 SEGMENT = b"\x18\x53\x80\x67"  # what holds everything else in a Matroska file
+LONGEST = 1 << 40  # bytes of a part of a file; what says more is damaged
 
 
 @dataclass
@@ -150,10 +148,13 @@ class VideoFile:
         self._fault = ""  # the last
         self._torn = False  # reading failed before the end
         self._graph = self._graph_input = None
-        try:
-            self.container = av.open(os.path.abspath(path), metadata_errors="replace")
-        except av.FFmpegError as error:
-            raise BrokenVideo(path, f"no frame of {path} can be decoded: {error.strerror}") from error
+        with _messages(av.logging.ERROR) as messages:
+            try:
+                self.container = av.open(os.path.abspath(path), metadata_errors="replace")
+            except av.FFmpegError as error:
+                cut = any("moov atom not found" in message for _, _, message in messages)
+                reason = "it is cut short, before its index (moov)" if cut else error.strerror
+                raise BrokenVideo(path, f"no frame of {path} can be decoded: {reason}") from error
         try:
             self.stream = self._best_stream()
         except BaseException:
@@ -168,10 +169,12 @@ class VideoFile:
 
     def _best_stream(self) -> av.VideoStream:
         streams = [s for s in self.container.streams.video if not s.disposition & Disposition.attached_pic]
+        if self.container.format.name in TEXT_ART:
+            streams = []
         if not streams:
             kinds = ", ".join(stream.type for stream in self.container.streams)
             raise BrokenVideo(
-                self.path, f"no frame of {self.path} can be decoded: it holds {kinds or 'nothing'}"
+                self.path, f"no frame of {self.path} can be decoded: no video in it, but {kinds}"
             )
         best = self.container.streams.best("video")
         stream = best if best in streams else streams[0]
@@ -182,10 +185,8 @@ class VideoFile:
         return stream
 
     def _codec_name(self) -> str:
-        level = av.logging.get_level()
-        av.logging.set_level(av.logging.INFO)  # else the description is empty
-        described = re.search(r"Video: ([^,]+)", self.container.dumps_format())
-        av.logging.set_level(level)
+        with _messages(av.logging.INFO):
+            described = re.search(r"Video: ([^,]+)", self.container.dumps_format())
         return described[1] if described else "unknown"
 
     def _undecodable(self, codec: str) -> str:
@@ -237,8 +238,10 @@ class VideoFile:
             for packet in self.container.demux(self.stream):
                 if packet.size:
                     yield packet
-        except av.FFmpegError:
+        except av.InvalidDataError:
             self._torn = True
+        except av.FFmpegError as error:
+            raise BrokenVideo(self.path, f"reading {self.path} failed: {error.strerror}") from error
         yield av.Packet()  # what the decoder holds back comes out
 
     def numbered(self, index: FrameIndex, begin: int) -> Iterator[tuple[int, av.VideoFrame]]:
@@ -264,6 +267,7 @@ class VideoFile:
             picture = self._graph.pull()
         except av.FFmpegError as error:
             self._fault, self._graph_input = f": {error.strerror}", None
+            self.report.frames -= 1
             self.report.lost += 1
             return None
         self.report.rescaled += not self._keeps_size
@@ -313,11 +317,26 @@ class VideoFile:
         container = self.container.format.name.split(",")[0]
         size = os.path.getsize(self.path)
         announced = announced_size(self.path, PART_LENGTHS[container]) if container in PART_LENGTHS else size
-        seconds = self._end * self.stream.time_base
-        duration = (self.stream.duration or 0) * self.stream.time_base or (self.container.duration or 0) / 1e6
-        if duration and (self._torn or (container == "mov" and announced > size)):
-            return float(seconds / duration)
-        return size / announced  # other containers store no duration per stream, or make it fit what is there
+        if not (self._torn or self.report.lost or announced > size):
+            return 1.0
+        duration = (self.stream.duration or 0) * self.stream.time_base
+        if not duration and len(self.container.streams) == 1:
+            duration = Fraction(self.container.duration or 0, av.time_base)
+        if duration and container in TIMED:
+            return float(self._end * self.stream.time_base / duration)
+        return size / announced
+
+
+@contextlib.contextmanager
+def _messages(level: int) -> Iterator[list]:
+    """What FFmpeg says meanwhile, which is otherwise dropped."""
+    before = av.logging.get_level()
+    av.logging.set_level(level)
+    try:
+        with av.logging.Capture() as messages:
+            yield messages
+    finally:
+        av.logging.set_level(before)
 
 
 def _orientation(frame: av.VideoFrame) -> tuple[int, int, bool]:
@@ -335,7 +354,7 @@ def announced_size(path: str, part_length: Callable[[bytes], int]) -> int:
         while position < size:
             file.seek(position)
             length = part_length(file.read(24).ljust(24, b"\0"))
-            if length == 0:
+            if not 0 < length < LONGEST:
                 break
             position += length
     return max(position, size)
