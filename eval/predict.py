@@ -73,6 +73,7 @@ def predict(
     world: World,
     crops: str = "center",
     middle_only: bool = False,
+    per_window: bool = False,
 ) -> tuple[dict[str, Tensor], Videos]:
     """Mean output of ``network`` over all windows of each video, and over the views of each result of ``crops``.
 
@@ -83,6 +84,7 @@ def predict(
             channels_last of the options are read.
         crops: "center", "five" or "ten"; see ``views_of``.
         middle_only: only the middle window of each video.
+        per_window: no means over windows, but a row for each, those of a video one after another.
 
     Returns the means by result, float32 [V, size] on the CPU, and the V videos that could be read; the same on every
     rank. The processes share the videos, every window counts once, and batches and processes change nothing. Raises
@@ -91,20 +93,30 @@ def predict(
     device = world.device
     views = views_of(crops)
     mirrored = (False, True) if crops == "ten" else (False,)
-    sums = torch.zeros(CROPS[crops] * len(mirrored), len(videos), size, dtype=torch.float64, device=device)
-    windows = torch.zeros(len(videos), dtype=torch.float64)
+    dataset = WindowDataset(videos, args.seq_len, args.ds, args.img_dim, CROPS[crops], middle_only)
+    videos_of_items = [torch.full((end - first,), video) for video, first, end in dataset.spans]
+    if per_window:
+        video_of_row = torch.cat(videos_of_items)
+        rows = torch.arange(len(video_of_row)).split([len(item) for item in videos_of_items])
+    else:
+        video_of_row = torch.arange(len(videos))
+        rows = videos_of_items  # of the outputs, for the windows of each item
+    count = len(video_of_row)
+    sums = torch.zeros(CROPS[crops] * len(mirrored), count, size, dtype=torch.float64, device=device)
+    windows_seen = torch.zeros(count, dtype=torch.float64)
 
-    def readable_items() -> Iterator[Item]:
-        dataset = WindowDataset(videos, args.seq_len, args.ds, args.img_dim, CROPS[crops], middle_only)
+    def readable_items() -> Iterator[tuple[Item, Tensor]]:
         items = window_loader(dataset, args.workers, world.rank, world.size, device)
         quiet = None if world.is_main else True  # None: where it is not a terminal
-        for item in tqdm(items, "test", unit="video", disable=quiet, leave=False, dynamic_ncols=True):
-            # NaN marks a video for all ranks, also where another part of it could be read
-            windows[item["video"]] += float("nan") if item["broken"] else len(item["windows"])
+        bar = tqdm(items, "test", unit="video", disable=quiet, leave=False, dynamic_ncols=True)
+        for item, rows_of_item in zip(bar, rows[world.rank :: world.size], strict=True):
+            # NaN marks a row for all ranks, also where another part of its video could be read
+            seen = float("nan") if item["broken"] else 1.0
+            windows_seen.index_add_(0, rows_of_item, torch.full((len(rows_of_item),), seen).double())
             if item["broken"]:
                 log.warning("left out: %s", item["broken"])
             else:
-                yield item
+                yield item, rows_of_item
 
     def forward(batch: tuple[Tensor, ...]) -> Tensor:
         clips, flip, *_ = batch
@@ -116,21 +128,22 @@ def predict(
     # TF32 and the choice of an algorithm by trial would make results depend on the batch
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
         batches = full_batches(readable_items(), mirrored, -(-args.batch_size // threads), device)
-        for (_, _, video, view), output in in_threads(forward, batches, threads):
-            rows = (view * len(videos) + video).to(device)
-            sums.flatten(0, 1).index_add_(0, rows, output.double())
-    windows = windows.to(device)
+        for (_, _, row, view), output in in_threads(forward, batches, threads):
+            sums.flatten(0, 1).index_add_(0, (view * count + row).to(device), output.double())
+    windows_seen = windows_seen.to(device)
     if world.size > 1:
         dist.all_reduce(sums)
-        dist.all_reduce(windows)
-    readable = windows.isfinite()
+        dist.all_reduce(windows_seen)
+    broken = video_of_row[windows_seen.isnan().cpu()].unique()
+    readable = torch.isin(torch.arange(len(videos)), broken, invert=True)
     if not readable.any():
-        raise UserError(f"no video of {args.dataset} could be read; prepare them again")
+        raise UserError(f"none of the {len(videos)} videos could be read; prepare them again")
+    kept = readable[video_of_row].to(device)
     means = {
-        result: (sums[chosen].sum(dim=0) / (windows[:, None] * len(chosen)))[readable].float().cpu()
+        result: (sums[chosen].sum(dim=0) / (windows_seen[:, None] * len(chosen)))[kept].float().cpu()
         for result, chosen in views.items()
     }
-    return means, videos.subset(np.flatnonzero(readable.cpu()))
+    return means, videos.subset(np.flatnonzero(readable))
 
 
 def views_of(crops: str) -> dict[str, list[int]]:
@@ -146,15 +159,16 @@ def views_of(crops: str) -> dict[str, list[int]]:
 
 
 def full_batches(
-    items: Iterable[Item], mirrored: Sequence[bool], batch_size: int, device: torch.device
+    items: Iterable[tuple[Item, Tensor]], mirrored: Sequence[bool], batch_size: int, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """Batches of exactly ``batch_size`` windows (the last has the rest), across videos, crops and mirror images.
 
-    Yields clips uint8 [n, T, S, S, 3] on the device, and flip bool, video int64 and view int64, [n] each, on the CPU.
+    With each item come the rows [W] where the outputs of its windows go. Yields clips uint8 [n, T, S, S, 3] on the
+    device, and flip bool, row int64 and view int64, [n] each, on the CPU.
     """
     parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     room = batch_size
-    for item in items:
+    for item, rows in items:
         frames = item["frames"].to(device, non_blocking=True)  # [crops, F, S, S, 3]
         views = itertools.product(range(len(frames)), mirrored)
         for view, (crop, flip) in enumerate(views):
@@ -162,8 +176,8 @@ def full_batches(
             while start < len(item["windows"]):
                 windows = item["windows"][start : start + room]  # [w, T]
                 clips = frames[crop][windows.to(device, non_blocking=True)]  # [w, T, S, S, 3]
-                same = [torch.full((len(windows),), value) for value in (flip, item["video"], view)]
-                parts.append((clips, *same))
+                flips, view_numbers = (torch.full((len(windows),), value) for value in (flip, view))
+                parts.append((clips, flips, rows[start : start + room], view_numbers))
                 start += len(windows)
                 room -= len(windows)
                 if room == 0:

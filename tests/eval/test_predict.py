@@ -1,6 +1,8 @@
 """Averages over windows, crops and mirror images against a slow transcription; batches change nothing."""
 
 import argparse
+import os
+import signal
 import threading
 
 import numpy as np
@@ -14,8 +16,9 @@ from dataset import window_dataset
 from dataset.clips import test_windows as windows_of
 from dataset.crop import crop_resize
 from dataset.jpeg import decode
-from dataset.registry import open_videos
+from dataset.registry import Videos, open_videos
 from eval.predict import fold_batch_norms, in_threads, predict
+from utils.errors import UserError, plain_words
 from utils.launch import World
 
 CPU = World(0, 1, torch.device("cpu"))
@@ -28,14 +31,14 @@ def classify(clips):
     return (clips.flatten(1) @ weight).softmax(dim=1)
 
 
-def options(batch_size, seq_len=8, img_dim=16):
+def options(batch_size, seq_len=8, workers=0):
     return argparse.Namespace(
         dataset="tiny",
         seq_len=seq_len,
         ds=1,
-        img_dim=img_dim,
+        img_dim=16,
         batch_size=batch_size,
-        workers=0,
+        workers=workers,
         precision="fp32",
         channels_last=False,
     )
@@ -130,6 +133,52 @@ def test_video_with_an_unreadable_part_is_left_out(root, tmp_path, monkeypatch, 
     assert readable.names == names[:1]
     assert means["center"].shape == (1, CLASSES)
     assert means["center"].isfinite().all()
+
+
+def test_a_row_for_each_window(root, monkeypatch):
+    monkeypatch.setattr(window_dataset, "WINDOWS_PER_ITEM", 3)
+    videos = open_tiny(root)
+    means, _ = predict(classify, CLASSES, videos, options(5), CPU)
+    windows, _ = predict(classify, CLASSES, videos, options(5), CPU, per_window=True)
+    counts = [len(windows_of(int(frames), 8, 1)) for frames in videos.frames]
+    rows = windows["center"].split(counts)
+    assert min(counts) > 3
+    for mean, own in zip(means["center"], rows, strict=True):
+        torch.testing.assert_close(own.mean(dim=0), mean, atol=1e-6, rtol=0)
+    assert max(own.std(dim=0).max() for own in rows) > 1e-3  # windows differ where something moves
+    second = videos.subset(np.array([1]))
+    alone, _ = predict(classify, CLASSES, second, options(1), CPU, per_window=True)
+    torch.testing.assert_close(alone["center"], rows[1], atol=1e-6, rtol=0)
+
+
+def test_windows_of_a_video_with_an_unreadable_part_are_all_left_out(root, tmp_path, monkeypatch):
+    monkeypatch.setattr(window_dataset, "WINDOWS_PER_ITEM", 4)
+    frames = [b"broken"] * 34
+    store = open_tiny(root).stores["rgb"]
+    frames[:30] = store.read_frames(0, list(range(30)))
+    write_database(tmp_path / "bad/rgb.lmdb", {"A/whole": frames[:20], "A/broken": frames})
+    (tmp_path / "bad/split.csv").write_text("A/whole,test\nA/broken,test\n")
+    videos = open_videos("bad", "test", 8, 1, tmp_path)
+    windows, readable = predict(classify, CLASSES, videos, options(3), CPU, per_window=True)
+    assert readable.names == ["A/whole"]
+    assert windows["center"].shape == (len(windows_of(20, 8, 1)), CLASSES)
+
+
+def test_nothing_readable_is_one_clear_error(root, tmp_path):
+    write_database(tmp_path / "bad/rgb.lmdb", {"A/a": [b"broken"] * 20})
+    (tmp_path / "bad/split.csv").write_text("A/a,test\n")
+    with pytest.raises(UserError, match="none of the 1 videos could be read"):
+        predict(classify, CLASSES, open_videos("bad", "test", 8, 1, tmp_path), options(3), CPU)
+
+
+def test_killed_loader_process_is_an_error_not_a_hang(root, monkeypatch):
+    def killed(*_):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(Videos, "read_clips", killed)
+    with pytest.raises(RuntimeError) as error:
+        predict(classify, CLASSES, open_tiny(root), options(3, workers=1), CPU)
+    assert "lower -j" in plain_words(error.value)
 
 
 def classify_7(clips):
