@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import os
 import struct
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from dataset.lmdb_file import LmdbFile, Value
 from dataset.source import BrokenVideo
 from dataset.splits import by_class
 from utils.errors import UserError
+from utils.files import write_atomically
 
 READ_BYTES = 256 << 10  # of a record at a time
 BATCH_BYTES = 8 << 20  # of a commit; three times the time per byte with 64 MB, whose pages malloc gives back
@@ -125,6 +127,11 @@ class VideoStore:
                     raise ValueError(f"frame {i} is not a string of bytes")
         return [frames[i] for i in indices]
 
+    def read_record(self, position: int) -> bytes:
+        """One record as it is stored; raises BrokenVideo if it is missing."""
+        with self._record(position) as record:
+            return record.read()
+
     def record_size(self, position: int) -> int:
         """Bytes of one record; raises BrokenVideo if it is missing."""
         with self._record(position) as record:
@@ -177,22 +184,24 @@ def writing(path: str | os.PathLike) -> Iterator[Callable[[str, bytes, int], Non
     appears under its name when it is complete, with ``<path>-order`` beside it; the same videos give the same bytes.
     Raises UserError where the disk is full.
     """
-    path, unfinished = Path(path), Path(f"{os.fspath(path)}.tmp")
+    path = Path(path)
+    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     order: list[str] = []
     frames: list[int] = []
+    sizes: list[int] = []
     batch: list[tuple[bytes, bytes]] = []
 
     def add(name: str, record: bytes, count: int) -> None:
         batch.append((_key(len(order)), record))
         order.append(name)
         frames.append(count)
+        sizes.append(len(record))
         if sum(len(value) for _, value in batch) >= BATCH_BYTES:
             with _write_errors(path):
                 _commit(environment, batch)
 
     try:
         with _write_errors(path):
-            unfinished.unlink(missing_ok=True)
             environment = lmdb.open(str(unfinished), subdir=False, lock=False, map_size=1 << 26, sync=False)
         with contextlib.closing(environment):
             yield add
@@ -207,11 +216,24 @@ def writing(path: str | os.PathLike) -> Iterator[Callable[[str, bytes, int], Non
             with _write_errors(path):
                 _commit(environment, batch)  # keys ascend throughout: digits come before the underscore
                 environment.sync(True)
+        _check_whole(unfinished, path, order, sizes)
+        with write_atomically(f"{path}-order") as file:
+            file.write("".join(f"{name}\n" for name in order).encode())
         with _write_errors(path):
-            Path(f"{path}-order").write_text("".join(f"{name}\n" for name in order), encoding="utf-8")
             os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def _check_whole(unfinished: Path, path: Path, order: list[str], sizes: list[int]) -> None:
+    """Read names and sizes of the records back from what will be ``path``; raises UserError if they differ."""
+    try:
+        written = VideoStore(unfinished)
+        found = written.names, [written.record_size(position) for position in range(len(written))]
+    except (UserError, BrokenVideo) as error:
+        found = str(error)
+    if found != (order, sizes):
+        raise UserError(f"{path} is not what was written to it; is the disk sound? Start again")
 
 
 @contextlib.contextmanager

@@ -54,6 +54,13 @@ def write_atomically(
             temporary.unlink()
 
 
+def write_if_changed(path: Path, text: str) -> None:
+    """Write a UTF-8 text file atomically, unless it holds that text already; raises UserError."""
+    if not path.is_file() or path.read_bytes() != text.encode():
+        with write_atomically(path) as file:
+            file.write(text.encode())
+
+
 def _free_space(folder: Path) -> str:
     with contextlib.suppress(OSError):
         return f" ({shutil.disk_usage(folder).free / 1e6:.0f} MB of disk are left)"
