@@ -110,9 +110,9 @@ def main(argv: list[str] | None = None) -> None:
         work = Path(folder)
         if not args.videos:
             write_footage(work / "made", 1, 240, 120, 0, args.jobs)
-        videos, _ = find_videos(args.videos or work / "made")
+        videos = find_videos(args.videos or work / "made").videos
         frames = repeat(videos, work / "links", args.frames)
-        linked, _ = find_videos(work / "links")
+        linked = find_videos(work / "links").videos
         shape = next(decode_video(videos[0].path)).shape
         print(f"{frames} frames, the first {shape[1]}x{shape[0]}, short side {args.short_side}")
         shares = [linked[i :: args.jobs] for i in range(args.jobs)]

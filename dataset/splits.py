@@ -3,13 +3,22 @@
 import csv
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Sequence
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from dataset.catalogue import dataset_facts
 from utils.errors import UserError
 
+VIDEO_SUFFIXES = frozenset(
+    ".3g2 .3gp .asf .avi .divx .dv .f4v .flv .gif .h264 .m2ts .m4v .mjpeg .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogv .rm "
+    ".rmvb .ts .vob .webm .wmv .y4m".split()
+)
+ANY_SUFFIX = re.compile(r"\.\w{1,5}(\s+\d+)?$")  # "video.avi", "video.avi 3"
+VIDEO_SUFFIX = re.compile(rf"({'|'.join(map(re.escape, sorted(VIDEO_SUFFIXES)))})(\s+\d+)?$", re.IGNORECASE)
 UCF_NAME = re.compile(r"(^|/)(?P<source>v_[^/]+_g(?P<group>\d+))_c\d+$")  # Class/v_<Class>_gGG_cCC
 
 
@@ -29,13 +38,17 @@ def class_order(names: Iterable[str]) -> list[str]:
 
 
 def read_classes(folder: Path, names: Sequence[str]) -> list[str]:
-    """Class list: ``classes.txt`` in ``folder`` where there is one, else the classes of the names."""
+    """Class list: ``classes.txt`` in ``folder`` where there is one, else the classes of the names.
+
+    An empty file says that the videos have no labels: [].
+    """
     path = folder / "classes.txt"
     if not path.is_file():
         return class_order(names)
-    classes = [line.strip() for line in read_lines(path)]
-    unknown = sorted({class_of(name) for name in names} - set(classes))
-    if unknown:
+    spelled = {composed(label).strip(): label for label in class_order(names)}
+    classes = [spelled.get(composed(line).strip(), line.strip()) for line in read_lines(path)]
+    unknown = sorted(set(spelled.values()) - set(classes))
+    if unknown and classes:
         raise UserError(
             f"{path} lacks the class {unknown[0]!r} of the database beside it; add it or remove the file"
         )
@@ -57,9 +70,9 @@ def read_lines(path: Path) -> list[str]:
         raise UserError(f"cannot read {path}: {error}; it should be a UTF-8 text file") from error
 
 
-def without_suffix(path: str) -> str:
-    """ "class/video.avi" or "class/video.avi 3" -> "class/video"; other dots and numbers stay."""
-    return re.sub(r"\.(avi|mp4|mkv|webm)(\s+\d+)?$", "", path.strip(), flags=re.IGNORECASE)
+def composed(name: str) -> str:
+    """A name in one Unicode form (NFC): file systems and lists may spell an accented letter in two ways."""
+    return unicodedata.normalize("NFC", name)
 
 
 def ucf101_split(names: Sequence[str], split: int) -> dict[str, list[str]]:
@@ -75,54 +88,109 @@ def ucf101_split(names: Sequence[str], split: int) -> dict[str, list[str]]:
     return parts
 
 
-def read_ucf_lists(folder: Path, split: int) -> dict[str, list[str]] | None:
-    """``trainlistNN.txt`` and ``testlistNN.txt`` in ``folder``; None where there are none."""
-    paths = {part: folder / f"{part}list{split:02d}.txt" for part in ("train", "test")}
-    if not any(path.is_file() for path in paths.values()):
-        return None
-    return {part: [without_suffix(line) for line in read_lines(path)] for part, path in paths.items()}
+def _read_ucf_list(path: Path, part: str) -> dict[str, list[str]]:
+    """Lines "class/video.avi" or "class/video.avi 3"."""
+    return {part: read_lines(path)}
 
 
-def read_hmdb51_lists(folder: Path, split: int) -> dict[str, list[str]] | None:
-    """``<class>_test_split<N>.txt`` files in ``folder``: "name.avi 1" is train, 2 test, 0 unused; None without any."""
-    ending = f"_test_split{split}.txt"
-    paths = sorted(folder.glob(f"*{ending}"))
-    parts: dict[str, list[str]] = {"train": [], "test": []}
-    for path in paths:
-        for line in read_lines(path):
-            name, _, flag = line.strip().rpartition(" ")
-            if flag not in ("0", "1", "2"):
-                raise UserError(f"{path}: {line!r} should be 'name.avi 0|1|2'")
-            if flag != "0":
-                parts["train" if flag == "1" else "test"].append(
-                    f"{path.name.removesuffix(ending)}/{without_suffix(name)}"
-                )
-    return parts if paths else None
+def _read_hmdb51_list(path: Path, label: str) -> dict[str, list[str]]:
+    """Lines "video.avi 1" of training, 2 of test and 0 of unused videos of one class."""
+    parts: dict[str, list[str]] = {"train": [], "test": [], "unused": []}
+    for line in read_lines(path):
+        name, _, flag = line.strip().rpartition(" ")
+        if flag not in ("0", "1", "2"):
+            raise UserError(f"{path}: {line!r} should be 'name.avi 0|1|2'")
+        parts[("unused", "train", "test")[int(flag)]].append(f"{label}/{name}")
+    return parts
 
 
-def read_split_csv(folder: Path, split: int) -> dict[str, list[str]] | None:
-    """``split.csv`` in ``folder``, of every ``split``: rows "class/video,train" or "class/video,test"; None without."""
-    path = folder / "split.csv"
-    if not path.is_file():
-        return None
+def _read_split_csv(path: Path, _: str) -> dict[str, list[str]]:
+    """Rows "class/video,train" or "class/video,test"."""
     parts: dict[str, list[str]] = {"train": [], "test": []}
     for row in csv.reader(read_lines(path)):
         if len(row) != 2 or row[1].strip() not in parts:
             raise UserError(f"{path}: {','.join(row)!r} should be 'class/video,train' or 'class/video,test'")
-        parts[row[1].strip()].append(without_suffix(row[0]))
+        parts[row[1].strip()].append(row[0])
     return parts
 
 
-def read_lists(folder: Path, split: int) -> Iterator[tuple[str, dict[str, list[str]]]]:
-    """(What they are, names of each part) of the lists in ``folder``, the first of which count."""
-    for what, read in (
-        ("trainlist/testlist", read_ucf_lists),
-        ("HMDB51 lists", read_hmdb51_lists),
-        ("split.csv", read_split_csv),
-    ):
-        parts = read(folder, split)
-        if parts is not None:
-            yield what, parts
+def _read_original_csv(path: Path, part: str) -> dict[str, list[str]]:
+    """Rows "path/class/video/,frames" with either kind of slash."""
+    rows = csv.reader(read_lines(path))
+    return {part: ["/".join(re.split(r"[/\\]+", row[0].rstrip("/\\"))[-2:]) for row in rows]}
+
+
+LISTS = {  # by what they are: the names of the files and what reads one; the first kind that a folder has counts
+    "trainlist/testlist": (r"(?P<part>train|test)list(?P<split>\d*)\.txt", _read_ucf_list),
+    "HMDB51 lists": (r"(?P<part>.+)_test_split(?P<split>\d+)\.txt", _read_hmdb51_list),
+    "split.csv": (r"split(?P<part>)(?P<split>)\.csv", _read_split_csv),
+    "the original's lists": (r"(?P<part>train|val|test)_split(?P<split>\d*)\.csv", _read_original_csv),
+}
+
+
+@dataclass(frozen=True)
+class SplitList:
+    """A file that lists videos of a ``split``: ``part`` is "train" or "test", the class of HMDB51's, else empty."""
+
+    path: Path
+    kind: str
+    part: str
+    split: int
+
+    def read(self) -> dict[str, list[str]]:
+        """The lines of each part that name a video."""
+        return LISTS[self.kind][1](self.path, self.part)
+
+
+def find_split_lists(folder: Path) -> list[SplitList]:
+    """The split lists in ``folder``, those without a number being of split 1; no other file is ever read as one.
+
+    Raises UserError where two files are the same list.
+    """
+    found: dict[tuple, SplitList] = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        for kind, (pattern, _) in LISTS.items():
+            match = re.fullmatch(pattern, path.name)
+            if match:
+                part = "test" if match["part"] == "val" else match["part"]
+                split = int(match["split"] or 1)
+                first = found.setdefault((kind, part, split), SplitList(path, kind, part, split))
+                if first.path != path:
+                    raise UserError(f"{first.path} and {path} are the same list; keep one of them")
+    return list(found.values())
+
+
+def read_lists(folder: Path, split: int, names: Iterable[str]) -> tuple[dict[str, list[str]], str] | None:
+    """(videos of each part, what lists these are) by the lists of ``split`` in ``folder``; None where there are none.
+
+    Raises UserError for one that cannot be read, or that stands alone.
+    """
+    lists = [found for found in find_split_lists(folder) if found.split == split or found.kind == "split.csv"]
+    kind = next((kind for kind in LISTS if any(found.kind == kind for found in lists)), None)
+    if kind is None:
+        return None
+    lists = [found for found in lists if found.kind == kind]
+    if len(lists) == 1 and lists[0].part in ("train", "test"):
+        raise UserError(f"{lists[0].path} needs a list of the other part of split {split} beside it")
+    lines = [found.read() for found in lists]
+    return {
+        part: listed_videos(itertools.chain(*(read.get(part, ()) for read in lines)), names)
+        for part in ("train", "test")
+    }, kind
+
+
+def listed_videos(lines: Iterable[str], names: Iterable[str]) -> list[str]:
+    """The videos that lines of lists stand for: "class/video.avi 3" is "class/video"; other dots and numbers stay.
+
+    Spelled as in ``names`` where they are among these; a list may name others.
+    """
+    known = {composed(name): name for name in names}
+    found = []
+    for line in lines:
+        text = composed(line.strip())
+        spellings = text, ANY_SUFFIX.sub("", text)
+        found.append(next((known[name] for name in spellings if name in known), VIDEO_SUFFIX.sub("", text)))
+    return found
 
 
 def even_split(names: Sequence[str]) -> dict[str, list[str]]:
@@ -139,11 +207,13 @@ def find_split(base: str, folder: Path, names: Sequence[str], split: int) -> tup
 
     List files may name videos that the database lacks (downloads lose some) and the other way round.
     """
-    if base == "ucf101":
+    facts = dataset_facts(base)
+    if facts.split_by == "names":
         return ucf101_split(names, split), f"official UCF101 split {split}, from the names"
-    for what, parts in read_lists(folder, split):
-        return parts, f"{what} in {folder}, split {split}"
-    if base == "hmdb51":
+    found = read_lists(folder, split, names)
+    if found:
+        return found[0], f"{found[1]} in {folder}, split {split}"
+    if facts.split_by == "lists":
         raise UserError(
             f"no HMDB51 lists (<class>_test_split{split}.txt) in {folder}; put the official ones there"
         )

@@ -1,117 +1,214 @@
 """Raw footage: which videos a folder holds, and the lists that split them."""
 
-import csv
+import logging
 import os
 import re
-import shutil
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from dataset.splits import by_class, class_order, read_lines, read_lists
+from dataset.splits import (
+    VIDEO_SUFFIXES,
+    by_class,
+    class_of,
+    class_order,
+    composed,
+    find_split_lists,
+    read_lines,
+    read_lists,
+)
 from utils.errors import UserError
+from utils.files import write_if_changed
 
-SUFFIXES = (".avi", ".mp4", ".mkv", ".webm")
-LISTS = ("classInd.txt", "trainlist*.txt", "testlist*.txt", "*_test_split[0-9].txt", "split.csv")
-ORIGINAL_CSV = re.compile(r"^(?P<part>train|val|test)_split(?P<number>\d*)\.csv$")
+log = logging.getLogger("coclr")
+
+# Files beside videos that are none; whatever else FFmpeg cannot read is named in left_out.txt.
+NO_VIDEOS = frozenset(
+    ".7z .aac .ass .bmp .bz2 .cfg .csv .db .doc .docx .flac .gz .h5 .htm .html .ico .idx .ini .ipynb "
+    ".jpeg .jpg .js .json .jsonl .lmdb .lock .log .m4a .mat .md .md5 .mp3 .npy .npz .parquet .pdf .pkl "
+    ".png .pt .pth .py .rar .sh .sha256 .srt .sub .svg .tar .tgz .tif .tiff .torrent .tsv .txt .url .vtt "
+    ".wav .webp .wma .xls .xlsx .xml .xz .yaml .yml .zip".split()
+)
+CLASS_LIST = "classInd.txt"
+IMAGE = re.compile(
+    r"^(image|img|frame|(?P<flow>flow_x|flow_y|flow))_?(?P<number>\d+)\.(jpg|jpeg)$", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
 class Video:
-    """One video: ``name`` "class/video"; ``path`` a video file or a folder of frames."""
+    """One video: ``name`` is its relative path without the suffix, "class/video"; ``path`` a video file or a folder of
+    frames; ``size`` the bytes of the file, the number of images in a folder."""
 
     name: str
     path: str
+    size: int = 0
 
 
-def find_videos(folder: Path) -> tuple[list[Video], dict[str, str]]:
-    """Videos in ``folder``/class/, in class order, and names left out with the reason.
+@dataclass
+class Footage:
+    """What a folder holds: its videos, names left out with the reason, numbers of other files by suffix."""
 
-    Raises UserError if the folder cannot be read or holds no video.
+    folder: Path
+    videos: list[Video] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
+    ignored: Counter = field(default_factory=Counter)
+
+
+def find_videos(folder: Path) -> Footage:
+    """The videos in ``folder`` and the folders below it, in class order.
+
+    Links that lead nowhere or round in a circle and what may not be read are left out. Raises UserError if the folder
+    itself cannot be read or there is no video.
     """
     videos: dict[str, Video] = {}
-    left_out: dict[str, str] = {}
+    footage = Footage(folder)
+
+    def add(name: str, path: str, size: int) -> None:
+        name = composed(name)
+        if name in videos:
+            reason = f"another video has this name: {videos[name].path} is taken"
+            footage.left_out[os.path.relpath(path, folder)] = reason
+        elif name.encode(errors="ignore").decode().splitlines() != [name]:  # lines, or not UTF-8 on the disk
+            footage.left_out[ascii(name)] = (
+                "the name has characters that a list of names cannot hold; rename it"
+            )
+        else:
+            videos[name] = Video(name, path, size)
+
+    def look_into(path: str, name: str, above: set[tuple[int, int]]) -> bool:
+        """Add what is in a folder, and the folder itself if it holds extracted frames; whether that is anything."""
+        images, found, suffixes = 0, False, Counter()
+        for entry in _entries(path):
+            if entry.name.startswith("."):
+                suffixes["hidden"] += 1
+                continue
+            below = f"{name}/{entry.name}" if name else entry.name
+            stem, suffix = os.path.splitext(below)
+            try:
+                is_folder, status = entry.is_dir(), entry.stat()
+                identity = status.st_dev, status.st_ino
+                if is_folder and identity in above:
+                    raise OSError(0, "a link to a folder that it lies in")
+                if is_folder:
+                    found |= look_into(entry.path, below, above | {identity})
+            except OSError as error:
+                footage.left_out[ascii(below)[1:-1]] = f"cannot read {entry.path}: {error.strerror}"
+                continue
+            if is_folder:
+                continue
+            if suffix.lower() in NO_VIDEOS:
+                images += bool(IMAGE.match(entry.name))
+                suffixes[suffix.lower()] += 1
+            else:
+                add(stem, entry.path, status.st_size)
+                found = True
+        if images and not found and name:
+            add(name, path, images)
+            return True
+        footage.ignored += suffixes
+        return found
+
     try:
-        class_folders = [entry.name for entry in _entries(folder) if entry.is_dir()]
+        top = folder.stat()
+        look_into(os.fspath(folder), "", {(top.st_dev, top.st_ino)})
     except OSError as error:
         raise UserError(f"cannot read --videos {folder}: {error.strerror}") from error
-    for label in class_folders:
-        try:
-            entries = _entries(folder / label)
-        except OSError as error:
-            left_out[label] = f"cannot read the folder: {error.strerror}"
-            continue
-        for entry in entries:
-            stem, suffix = os.path.splitext(entry.name)
-            if entry.is_dir():
-                stem = entry.name
-            elif suffix.lower() not in SUFFIXES:
-                continue
-            name = f"{label}/{stem}"
-            if name in videos:
-                left_out[f"{label}/{entry.name}"] = (
-                    f"another video has this name: {videos[name].path} is taken"
-                )
-            elif name.encode(errors="ignore").decode().splitlines() != [
-                name
-            ]:  # lines, or not UTF-8 on the disk
-                left_out[ascii(name)] = "the name has characters that a list of names cannot hold; rename it"
-            else:
-                videos[name] = Video(name, entry.path)
     if not videos:
         raise UserError(
-            f"no class/video.{{{','.join(s[1:] for s in SUFFIXES)}}} and no class/video/image_00001.jpg in "
-            f"{folder}; --videos is the folder that holds one folder per class"
+            f"no video file and no folder of frames (image_00001.jpg, ...) in {folder}{describe(footage.ignored)}"
         )
-    return [videos[name] for name in sorted(videos, key=by_class)], left_out
+    footage.videos = sorted(videos.values(), key=lambda video: by_class(video.name))
+    return footage
 
 
-def _entries(folder: Path) -> list[os.DirEntry]:
-    with os.scandir(folder) as entries:
-        return sorted(
-            (entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name
-        )
+def _entries(path: str) -> list[os.DirEntry]:
+    """What is in a folder in the order of names; videos with a usual suffix first, so that these have their name."""
+
+    def order(entry: os.DirEntry) -> tuple[bool, str]:
+        return os.path.splitext(entry.name)[1].lower() not in VIDEO_SUFFIXES, entry.name
+
+    with os.scandir(path) as entries:
+        return sorted(entries, key=order)
+
+
+def describe(ignored: Counter) -> str:
+    """ "; ignored as no videos: 3 .txt, 1 .json", or nothing."""
+    files = ", ".join(f"{count} {suffix}" for suffix, count in ignored.most_common())
+    return f"; ignored as no videos: {files}" if files else ""
+
+
+def in_class_folder(name: str) -> bool:
+    """Whether the name of a video is class/video."""
+    return name.count("/") == 1
+
+
+def keep_to_classes(footage: Footage) -> None:
+    """Leave out what is not class/video, for footage whose labels are needed."""
+    for video in footage.videos:
+        if not in_class_folder(video.name):
+            footage.left_out[video.name] = "not in a folder of its class (class/video)"
+    footage.videos = [video for video in footage.videos if in_class_folder(video.name)]
 
 
 def find_lists(videos: Path, given: Path | None) -> Path | None:
     """Folder of the split lists: the one ``given``, else VIDEOS_splits beside the videos, else among them; or None."""
-    if given and not _list_files(given):
-        raise UserError(f"--splits {given} holds no split lists ({', '.join(LISTS)}, train_split01.csv)")
     candidates = [given] if given else [videos.with_name(videos.name + "_splits"), videos]
-    return next((folder for folder in candidates if _list_files(folder)), None)
-
-
-def _list_files(folder: Path) -> list[Path]:
-    paths = {path for pattern in LISTS for path in folder.glob(pattern)}
-    return sorted(paths | {path for path in folder.glob("*.csv") if ORIGINAL_CSV.match(path.name)})
+    folder = next((folder for folder in candidates if find_split_lists(folder)), None)
+    if given and not folder:
+        raise UserError(
+            f"--splits {given} holds no split lists (trainlist01.txt and testlist01.txt, "
+            "<class>_test_split1.txt, split.csv, train_split01.csv and test_split01.csv)"
+        )
+    for path in sorted(given.iterdir()) if given else ():
+        known = {CLASS_LIST, *(found.path.name for found in find_split_lists(given))}
+        if path.suffix in (".txt", ".csv") and path.name not in known:
+            log.warning("%s is not read: by its name it is no split list", path)
+    return folder
 
 
 def copy_lists(lists: Path | None, out: Path) -> None:
-    """Put the split lists into ``out``; the original's CSV (rows "path/class/video/,frames") become UCF-style lists."""
-    for path in _list_files(lists) if lists and lists.resolve() != out.resolve() else ():
-        match = ORIGINAL_CSV.match(path.name)
-        if not match:
-            shutil.copyfile(path, out / path.name)
-            continue
-        names = [
-            "/".join(re.split(r"[/\\]+", row[0].rstrip("/\\"))[-2:]) for row in csv.reader(read_lines(path))
-        ]
-        part = "train" if match["part"] == "train" else "test"
-        text = "".join(f"{name}\n" for name in names)
-        (out / f"{part}list{int(match['number'] or 1):02d}.txt").write_text(text, encoding="utf-8")
+    """Put the split lists into ``out``; the original's CSV become UCF-style lists.
+
+    Raises UserError if other lists lie there.
+    """
+    if not lists or lists.resolve() == out.resolve():
+        return
+    texts = {}
+    for found in find_split_lists(lists):
+        lines, name = read_lines(found.path), found.path.name
+        if found.kind == "the original's lists":
+            lines, name = found.read()[found.part], f"{found.part}list{found.split:02d}.txt"
+        texts[name] = lines
+    strangers = [found.path for found in find_split_lists(out) if found.path.name not in texts]
+    if strangers:
+        raise UserError(f"{strangers[0]} is not among the lists in {lists}; keep only one of the two")
+    if (lists / CLASS_LIST).is_file():
+        texts[CLASS_LIST] = read_lines(lists / CLASS_LIST)
+    for name, lines in texts.items():
+        write_if_changed(out / name, "".join(f"{line}\n" for line in lines))
 
 
-def absent_videos(out: Path, names: set[str], parts: tuple[str, ...] = ("train", "test")) -> dict[str, str]:
-    """Videos that the lists in ``out`` name for these parts and the footage lacks, each with the reason."""
-    absent = {}
-    for split in (1, 2, 3):
-        for _, lists in read_lists(out, split):
-            listed = {name for part in parts for name in lists[part]}
-            absent |= dict.fromkeys(listed - names, "the split lists name it, but there is no such video")
-    return absent
+def listed_in(out: Path, names: set[str], parts: tuple[str, ...] = ("train", "test")) -> set[str]:
+    """Videos of these parts by all the lists in ``out``, spelled as in ``names`` where they are among these."""
+    listed: set[str] = set()
+    for split in {found.split for found in find_split_lists(out)}:
+        by_part, _ = read_lists(out, split, names)
+        listed.update(*(by_part[part] for part in parts))
+    return listed
 
 
-def class_list(out: Path, names: list[str]) -> list[str]:
-    """Classes in order: those of ``classInd.txt`` ("1 Archery") if it has them all, else the ones of the names."""
-    found, path = class_order(names), out / "classInd.txt"
-    listed = [line.split(maxsplit=1)[-1].strip() for line in read_lines(path)] if path.is_file() else []
-    return listed if set(found) <= set(listed) else found
+def class_list(out: Path, prepared: set[str], found: set[str]) -> list[str]:
+    """Classes in order: those of ``classInd.txt`` ("1 Archery") in ``out`` if it has them all, else the folders.
+
+    Only a folder with ``prepared`` videos, or with listed ones among the ``found``, is a class. None is where a
+    prepared video lies elsewhere than in class/video: the videos have no labels.
+    """
+    if not all(map(in_class_folder, prepared)):
+        return []
+    listed = {class_of(name) for name in listed_in(out, found)}
+    classes = class_order(prepared | {name for name in found if class_of(name) in listed})
+    path = out / CLASS_LIST
+    lines = read_lines(path) if path.is_file() else []
+    official = [composed(line.split(maxsplit=1)[-1].strip()) for line in lines]
+    return official if set(classes) <= set(official) else classes

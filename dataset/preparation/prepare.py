@@ -2,7 +2,7 @@
 
 The order of the videos in a database follows from their names alone, so it is the same whatever processes worked on it
 and however often they were stopped. Several machines that share OUT (torchrun, srun) take every n-th video each, and
-rank 0 merges what all have made.
+rank 0 merges what all have made. Given again on finished databases, the command adds the videos that are new.
 """
 
 import argparse
@@ -12,271 +12,269 @@ import logging
 import os
 import shutil
 import time
-import uuid
-from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import cv2
 from tqdm import tqdm
 
-from dataset.preparation.find import Video, absent_videos, class_list, copy_lists, find_lists, find_videos
+from dataset.catalogue import DATASETS, PART_FOLDERS, STREAMS, dataset_facts, lies_in_parts
+from dataset.preparation.find import (
+    Footage,
+    Video,
+    class_list,
+    copy_lists,
+    describe,
+    find_lists,
+    find_videos,
+    keep_to_classes,
+    listed_in,
+)
 from dataset.preparation.flow import METHODS
 from dataset.preparation.frames import Options
-from dataset.preparation.write import prepare_videos, read_journals, read_part
+from dataset.preparation.merge import merge, remove_finished, wait_for_others
+from dataset.preparation.owner import owned
+from dataset.preparation.write import prepare_videos, read_notes
 from dataset.splits import ucf101_split
-from dataset.store import shuffled, writing
+from dataset.store import VideoStore, shuffled
+from utils.cores import available_cores
 from utils.errors import UserError, one_line_errors
+from utils.files import write_if_changed
 from utils.log import start_logging
 from utils.options import Parser, positive_int
+from utils.processes import process_ranks
 
 log = logging.getLogger("coclr")
 
-POLL_SECONDS = 1.0
-PATIENCE_SECONDS = 1800.0
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be made of some footage: databases in ``out``, by ``options``.
+
+    ``lists`` is the folder of the split lists, of which the ``parts`` concern this footage.
+    """
+
+    footage: Footage
+    out: Path
+    lists: Path | None
+    parts: tuple[str, ...]
+    options: Options
+
+    @property
+    def unfinished(self) -> Path:
+        return self.out / "unfinished"
+
+    def databases(self) -> dict[str, Path]:
+        return {stream: self.out / STREAMS[stream].database for stream in self.options.streams}
 
 
-def claim(out: Path, options: Options) -> Path:
-    """OUT/unfinished, made if need be; raises UserError if it or the databases there were made in another way."""
-    folder = out / "unfinished"
-    if not folder.exists() and any((out / f"{stream}.lmdb").exists() for stream in options.streams):
-        raise UserError(f"{out} holds databases that were not made by this command; choose another --out")
-    folder.mkdir(parents=True, exist_ok=True)
-    known = folder / "options.json"
-    if not known.exists():
-        mine = folder / f"{uuid.uuid4().hex}.tmp"
-        mine.write_text(json.dumps(asdict(options)), encoding="utf-8")
-        os.replace(mine, known)
-    _compare_options(json.loads(known.read_text(encoding="utf-8")), options, out)
-    return folder
+def prepare(plan: Plan, jobs: int, only_merge: bool, rank: int, size: int) -> None:
+    """Make the databases, or this process's share of them, or add to finished ones what is new."""
+    names = {video.name for video in plan.footage.videos}
+    if finished_videos(plan) == names and not plan.unfinished.exists():
+        if rank == 0:
+            copy_lists(plan.lists, plan.out)
+            finish(plan, {})
+        return
+    with owned(plan.unfinished, rank):
+        claim(plan)
+        if rank == 0:
+            copy_lists(plan.lists, plan.out)  # or refuse them before the work
+        done = finished_videos(plan)  # again: another command may have ended a moment ago
+        missing = {video.name: video for video in plan.footage.videos if video.name not in done}
+        notes = read_notes(plan.unfinished, missing.values())
+        if size == 1 and not only_merge:  # what was left out may have been mended since
+            notes = {name: note for name, note in notes.items() if "records" in note}
+        log.info(
+            "%s: %d videos, %d of them done before%s",
+            plan.footage.folder,
+            len(names),
+            len(done) + len(notes),
+            describe(plan.footage.ignored),
+        )
+        if not only_merge:
+            share = [missing[name] for name in shuffled(names)[rank::size] if name in missing.keys() - notes]
+            notes |= prepare_share(share, plan, jobs)
+        if rank == 0:
+            others = [video for name, video in missing.items() if name not in notes]
+            notes |= wait_for_others(others, plan.unfinished, wait=size > 1 and not only_merge)
+            finish(plan, notes)
+            remove_finished(plan.unfinished)
 
 
-def _compare_options(found: dict, options: Options, out: Path) -> None:
+def finished_videos(plan: Plan) -> set[str]:
+    """Names of the videos that the finished databases hold as they are in the footage.
+
+    Raises UserError if the databases were made by other options or of other videos, or are not of this command.
+    """
+    existing = [path for path in plan.databases().values() if path.exists()]
+    report = read_report(plan.out)
+    if not report:
+        if existing and not (plan.unfinished / "options.json").exists():
+            raise UserError(
+                f"{plan.out} holds databases that were not made by this command; choose another --out"
+            )
+        return set()
+    compare_options(report["options"], plan)
+    names = set.intersection(*(set(VideoStore(path).names) for path in plan.databases().values()))
+    sizes = {video.name: video.size for video in plan.footage.videos}
+    gone = names - sizes.keys()
+    if gone:
+        raise UserError(
+            f"{plan.out} holds {len(gone)} videos that {plan.footage.folder} lacks, e.g. {min(gone)}; it was made "
+            f"from {report.get('source', 'another folder')}: choose another --out"
+        )
+    before = report.get("source_bytes", sizes)
+    return {name for name in names if before.get(name) == sizes[name]}
+
+
+def claim(plan: Plan) -> None:
+    """Note the options where videos are finished; raises UserError if others were begun there."""
+    known = plan.unfinished / "options.json"
+    if known.exists():
+        compare_options(json.loads(known.read_text(encoding="utf-8")), plan)
+    else:
+        write_if_changed(known, json.dumps(asdict(plan.options)))
+
+
+def compare_options(found: dict, plan: Plan) -> None:
+    """Raise UserError where the options that were ``found`` differ from those of the plan."""
     differing = [
-        f"--{key} {found.get(key)} there, {value} here"
-        for key, value in json.loads(json.dumps(asdict(options))).items()
-        if found.get(key) != value
+        f"--{key} {found[key]} there, {value} here"
+        for key, value in json.loads(json.dumps(asdict(plan.options))).items()
+        if key in found and found[key] != value
     ]
     if differing:
         raise UserError(
-            f"{out} was begun with other options ({'; '.join(differing)}); "
+            f"{plan.out} was begun with other options ({'; '.join(differing)}); "
             "give the same ones, choose another --out, or remove the folder"
         )
 
 
-def prepare_folder(
-    source: Path,
-    out: Path,
-    options: Options,
-    args: argparse.Namespace,
-    lists: Path | None,
-    rank: int,
-    size: int,
-) -> None:
-    """Make the databases of one folder of classes in ``out``, or this process's share of them."""
-    began = time.time()
-    if (out / "prepared.json").exists():
-        report = json.loads((out / "prepared.json").read_text(encoding="utf-8"))
-        _compare_options(report["options"], options, out)
-        if rank == 0:
-            _discard_parts(out)  # of a run killed between its last two steps
-        log.info("%s is finished: %d videos, %d left out", out, report["videos"], report["left_out"])
-        return
-    videos, left_out = find_videos(source)
-    for name, reason in left_out.items() if rank == 0 else ():
-        log.warning("left out %s: %s", name, reason)
-    by_name = {video.name: video for video in videos}
-    if args.name == "ucf101":
-        ucf101_split(list(by_name), 1)  # its splits follow from the names: refuse others before the work
-    done = {
-        name: entry
-        for name, entry in read_journals(out / "unfinished").items()
-        if name in by_name and (size > 1 or "records" in entry)
-    }  # what was left out may have been mended since
-    order = shuffled(list(by_name))
-    share = [by_name[name] for name in order[rank::size] if name not in done and not args.merge]
-    log.info("%s: %d videos, %d of them done before", source, len(videos), len(done))
-    if not share and rank > 0:
-        return
-    folder = claim(out, options)
-    with contextlib.ExitStack() as databases:
-        if rank == 0:
-            waiting = deque(order)
-            add = {s: databases.enter_context(writing(out / f"{s}.lmdb")) for s in options.streams}
-        for entry in _prepare_share(share, folder, options, args.jobs, len(videos)):
-            done[entry["video"]] = entry
-            if rank == 0:
-                merge(waiting, done, add)
-        if rank > 0:
-            return
-        patience = 0 if args.merge or size == 1 else PATIENCE_SECONDS
-        for _ in wait_for(by_name, done, folder, patience):
-            merge(waiting, done, add)
-        left_out |= {name: entry["left_out"] for name, entry in done.items() if "left_out" in entry}
-        copy_lists(lists, out)
-        part = {"train": ("train",), "val": ("test",)}.get(
-            out.name if args.name == "k400" else "", ("train", "test")
-        )
-        absent = absent_videos(out, set(by_name), part)
-        if absent:
-            log.warning(
-                "the split lists name %d videos that are not there, e.g. %s", len(absent), min(absent)
-            )
-        left_out |= absent
-        classes = class_list(out, [v.name for folder, _ in sources(args) for v in find_videos(folder)[0]])
-        _write_text(args.out / "classes.txt", "\n".join(classes) + "\n")
-        _write_text(
-            out / "left_out.txt", "".join(f"{name}: {why}\n" for name, why in sorted(left_out.items()))
-        )
-        if not any("records" in entry for entry in done.values()):
-            raise UserError(
-                f"not one of {len(done)} videos could be prepared; {out / 'left_out.txt'} says why"
-            )
-    _report(out, done, left_out, options, began)
-    _discard_parts(out)
-
-
-def _discard_parts(out: Path) -> None:
-    merged = out / "merged"
-    shutil.rmtree(merged, ignore_errors=True)
-    with contextlib.suppress(FileNotFoundError):
-        os.replace(
-            out / "unfinished", merged
-        )  # so that a process orphaned by a kill finds no folder to write to
-    shutil.rmtree(merged, ignore_errors=True)
-
-
-def _prepare_share(
-    share: list[Video], folder: Path, options: Options, jobs: int, total: int
-) -> Iterator[dict]:
-    """Prepare this process's videos with a progress bar, and say after the first ones what all will take."""
+def prepare_share(share: list[Video], plan: Plan, jobs: int) -> dict[str, dict]:
+    """Prepare this process's videos, with a progress bar; after the first ones it says what all will take."""
+    notes: dict[str, dict] = {}
     frames, size, seconds, began = 0, 0, 0.0, time.perf_counter()
     sample = min(len(share), max(8, 2 * jobs))
     quiet = None if log.isEnabledFor(logging.INFO) else True  # None: where there is no terminal
-    with tqdm(total=len(share), unit="video", smoothing=0.05, disable=quiet) as bar:
-        for count, entry in enumerate(prepare_videos(share, folder, options, jobs), 1):
-            yield entry
+    with (
+        tqdm(total=len(share), unit="video", smoothing=0.05, disable=quiet) as bar,
+        contextlib.closing(prepare_videos(share, plan.unfinished, plan.options, jobs)) as made,
+    ):
+        for note in made:
+            notes[note["video"]] = note
             bar.update()
-            if "left_out" in entry:
-                log.warning("left out %s: %s", entry["video"], entry["left_out"])
-            records = entry.get("records", {})
-            frames += max((record[2] for record in records.values()), default=0)
-            size += sum(record[1] for record in records.values())
-            seconds += entry.get("seconds", 0)
+            if "left_out" in note:
+                log.warning("left out %s: %s", note["video"], note["left_out"])
+            records = note.get("records", {}).values()
+            frames += max((record["frames"] for record in records), default=0)
+            size += sum(record["bytes"] for record in records)
+            seconds += note.get("seconds", 0)
             bar.set_postfix_str(f"{frames / (time.perf_counter() - began):.1f} frames/s", refresh=False)
-            if count == sample:
-                disk, free = 2 * size / count * total, shutil.disk_usage(folder).free
-                minutes = seconds / count * (len(share) - count) / jobs / 60
+            if len(notes) == sample:
+                disk = 2 * size / sample * len(plan.footage.videos)
+                free = shutil.disk_usage(plan.out).free
                 log.info(
                     "estimate from %d videos: %.1f minutes left for this process's %d; %.2f GB of disk for all "
                     "%d, half of it only until they are merged; %.2f GB are free",
-                    count,
-                    minutes,
+                    sample,
+                    seconds / sample * (len(share) - sample) / jobs / 60,
                     len(share),
                     disk / 1e9,
-                    total,
+                    len(plan.footage.videos),
                     free / 1e9,
                 )
                 if disk - size > free:
                     log.warning(
-                        "%s is likely to fill up: make room, or use --short_side or --quality", folder
+                        "%s is likely to fill up: make room, or use --short_side or --quality", plan.out
                     )
+    return notes
 
 
-def wait_for(
-    videos: dict[str, Video], done: dict[str, dict], folder: Path, patience: float
-) -> Iterator[None]:
-    """Add the journal entries of other processes to ``done`` until it has all ``videos``; yields at each look.
-
-    Raises UserError if videos are missing and nothing was written for ``patience`` seconds.
-    """
-    written, since = -1, time.monotonic()
-    with tqdm(total=len(videos), unit="video", desc="all processes", initial=len(done), disable=None) as bar:
-        while True:
-            done |= {name: entry for name, entry in read_journals(folder).items() if name in videos} | done
-            bar.update(len(done) - bar.n)
-            yield
-            if len(done) == len(videos):
-                return
-            if written < 0 and patience:
-                log.info("waiting for the %d videos of the other processes", len(videos) - len(done))
-            now = sum(path.stat().st_size for path in folder.iterdir() if path.suffix != ".tmp")
-            if now != written:
-                written, since = now, time.monotonic()
-            if time.monotonic() - since >= patience:
-                missing = next(name for name in videos if name not in done)
-                raise UserError(
-                    f"{len(videos) - len(done)} of {len(videos)} videos are not prepared yet, e.g. "
-                    f"{missing}; start the same command again, without --merge"
-                )
-            time.sleep(POLL_SECONDS)
-
-
-def merge(waiting: deque[str], done: dict[str, dict], add: dict[str, Callable]) -> None:
-    """Put the first of the ``waiting`` videos, as far as they are ``done`` by now, into the databases."""
-    while waiting and waiting[0] in done:
-        name = waiting.popleft()
-        for stream, record in done[name].get("records", {}).items():
-            add[stream](name, *read_part(f"{done[name]['part']}.{stream}", *record))
-
-
-def _report(
-    out: Path, entries: dict[str, dict], left_out: dict[str, str], options: Options, began: float
-) -> None:
-    """Write prepared.json, which says that the databases are finished, and log it."""
-    done = [entry["records"] for entry in entries.values() if "records" in entry]
-    seconds, in_flow = (
-        sum(entry.get(key, 0) for entry in entries.values()) for key in ("seconds", "flow_seconds")
+def finish(plan: Plan, notes: dict[str, dict]) -> None:
+    """Merge what the ``notes`` say is new into the databases, and write what was made and what was left out."""
+    names = {video.name for video in plan.footage.videos}
+    new = {name: note for name, note in notes.items() if "records" in note}
+    prepared = names - notes.keys() | new.keys()
+    absent = listed_in(plan.out, names, plan.parts) - names
+    if absent:
+        log.warning("the split lists name %d videos that are not there, e.g. %s", len(absent), min(absent))
+    left_out = plan.footage.left_out | dict.fromkeys(
+        absent, "the split lists name it, but there is no such video"
     )
-    report: dict = {
-        "options": asdict(options),
-        "videos": len(done),
+    left_out |= {name: note["left_out"] for name, note in notes.items() if "left_out" in note}
+    lines = [f"{name}: {reason}\n" for name, reason in sorted(left_out.items())]
+    write_if_changed(plan.out / "left_out.txt", "".join(lines))
+    if not prepared:
+        raise UserError(
+            f"not one of {len(names)} videos could be prepared; {plan.out / 'left_out.txt'} says why"
+        )
+    report = read_report(plan.out) | {
+        "source": str(plan.footage.folder.resolve()),
+        "videos": len(prepared),
         "left_out": len(left_out),
-        "opencv": cv2.__version__,
-        "streams": {},
-        "process_seconds": round(seconds, 3),
-        "flow_seconds": round(in_flow, 3),
+        "ignored": dict(plan.footage.ignored),
     }
-    for stream in options.streams:
-        size, frames = (sum(records[stream][i] for records in done) for i in (1, 2))
-        report["streams"][stream] = {
-            "frames": frames,
-            "bytes": size,
-            "bytes_per_frame": round(size / frames, 1),
+    if new:
+        report |= {
+            "options": asdict(plan.options),
+            "opencv": cv2.__version__,
+            "streams": {
+                stream: merge(shuffled(prepared), new, plan.unfinished, path, stream)
+                for stream, path in plan.databases().items()
+            },
+            "process_seconds": round(report.get("process_seconds", 0) + total(notes, "seconds"), 3),
+            "flow_seconds": round(report.get("flow_seconds", 0) + total(notes, "flow_seconds"), 3),
         }
+    remarks = report.get("remarks", {}) | {name: note.get("remarks") for name, note in new.items()}
+    report["remarks"] = {name: text for name, text in sorted(remarks.items()) if text and name in prepared}
+    report["source_bytes"] = {v.name: v.size for v in plan.footage.videos if v.name in prepared}
+    write_if_changed(plan.out / "prepared.json", json.dumps(report, indent=1) + "\n")
+    log_report(plan.out, report, len(new))
+
+
+def total(notes: dict[str, dict], key: str) -> float:
+    """Sum of a number over the notes that have it."""
+    return sum(note.get(key, 0) for note in notes.values())
+
+
+def log_report(out: Path, report: dict, new: int) -> None:
+    """Say what is in the databases."""
+    if not new:
+        log.info("%s is finished: %d videos, %d left out", out, report["videos"], report["left_out"])
+        return
+    for stream, made in report["streams"].items():
         log.info(
             "%s: %d frames, %.1f MB, %.0f bytes per frame",
-            out / f"{stream}.lmdb",
-            frames,
-            size / 1e6,
-            size / frames,
+            out / STREAMS[stream].database,
+            made["frames"],
+            made["bytes"] / 1e6,
+            made["bytes_per_frame"],
         )
-    _write_text(out / "prepared.json", json.dumps(report, indent=1) + "\n")
+    if report["remarks"]:
+        first = next(iter(report["remarks"]))
+        log.info(
+            "%s has remarks on %d videos, e.g. %s: %s",
+            out / "prepared.json",
+            len(report["remarks"]),
+            first,
+            report["remarks"][first],
+        )
     log.info(
-        "%d videos, %d left out%s; %.1f process-minutes, %.0f %% of them in the flow method; this run took %.1f "
-        "minutes",
-        len(done),
-        len(left_out),
-        f" (see {out / 'left_out.txt'})" if left_out else "",
-        seconds / 60,
-        100 * in_flow / max(seconds, 1e-9),
-        (time.time() - began) / 60,
+        "%d videos, %d of them new, %d left out%s; %.1f process-minutes, %.0f %% of them in the flow method",
+        report["videos"],
+        new,
+        report["left_out"],
+        f" (see {out / 'left_out.txt'})" if report["left_out"] else "",
+        report["process_seconds"] / 60,
+        100 * report["flow_seconds"] / max(report["process_seconds"], 1e-9),
     )
 
 
-def _write_text(path: Path, text: str) -> None:
-    unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
-
-
-def place() -> tuple[int, int]:
-    """(rank, number of processes) as torchrun or srun say, else (0, 1)."""
-    env = os.environ
-    if "RANK" in env and "WORLD_SIZE" in env:
-        return int(env["RANK"]), int(env["WORLD_SIZE"])
-    return int(env.get("SLURM_PROCID", 0)), int(env.get("SLURM_NTASKS", 1))
+def read_report(out: Path) -> dict:
+    """prepared.json, which says that the databases are finished; empty without it."""
+    path = out / "prepared.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -328,7 +326,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--quality", type=int, default=90, choices=range(1, 101), metavar="1-100", help="of the JPEGs"
     )
-    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    cores = available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     parser.add_argument("-j", "--jobs", type=positive_int, default=max(1, cores), help="processes")
     parser.add_argument("--merge", action="store_true", help="only merge what several machines have made")
     args = parser.parse_args(argv)
@@ -338,34 +336,69 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def sources(args: argparse.Namespace) -> list[tuple[Path, Path]]:
-    """(folder of classes, folder of databases): one pair, or two where the videos lie in train/ and val/."""
-    folders = [
-        (args.videos / part, args.out / part) for part in ("train", "val") if (args.videos / part).is_dir()
-    ]
-    if args.name == "k400" and not folders:
+def make_plans(args: argparse.Namespace) -> list[Plan]:
+    """What the command is to make: one plan, or two where the videos lie in train/ and val/."""
+    if args.out.resolve().is_relative_to(args.videos.resolve()):
+        raise UserError(f"--out {args.out} lies in --videos {args.videos}; choose a folder outside")
+    facts = dataset_facts(args.name)
+    lists = find_lists(args.videos, args.splits)
+    if facts.split_by == "lists" and not lists:
+        raise UserError(
+            f"{args.name} needs its lists (<class>_test_split1.txt ...): name their folder by --splits"
+        )
+    places = {args.videos: (args.out, tuple(PART_FOLDERS))}
+    if lies_in_parts(args.name, args.videos):
+        places = {
+            args.videos / folder: (args.out / folder, (part,))
+            for part, folder in PART_FOLDERS.items()
+            if (args.videos / folder).is_dir()
+        }
+        for path in sorted(args.videos.iterdir()):
+            if path.is_dir() and path not in places:
+                log.warning("%s is not read, but train/ and val/ alone", path)
+    if not places:
         raise UserError(f"--videos {args.videos} should hold train/ and val/, each with a folder per class")
-    return folders if args.name == "k400" else [(args.videos, args.out)]
+    options = Options(
+        tuple(args.streams.split(",")), args.flow, args.bound, args.short_side, args.fps, args.quality
+    )
+    plans = []
+    for source, (out, parts) in places.items():
+        footage = find_videos(source)
+        if args.name in DATASETS or lists:
+            keep_to_classes(footage)
+        if facts.split_by == "names":  # refuse others before the work
+            ucf101_split([video.name for video in footage.videos], 1)
+        plans.append(Plan(footage, out, lists, parts, options))
+    return plans
+
+
+def write_classes(plans: list[Plan], out: Path) -> None:
+    """Write classes.txt of the finished databases of all ``plans``: empty where the videos have no labels."""
+    prepared = {
+        name for plan in plans for path in plan.databases().values() for name in VideoStore(path).names
+    }
+    found = {video.name for plan in plans for video in plan.footage.videos}
+    classes = class_list(plans[-1].out, prepared, found)
+    write_if_changed(out / "classes.txt", "".join(f"{label}\n" for label in classes))
+    if not classes:
+        log.info(
+            "no labels: not every video lies in a folder of its class (class/video); all are for training"
+        )
 
 
 @one_line_errors
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    rank, size = place()
+    rank, size, _ = process_ranks()
     start_logging(rank == 0)
-    options = Options(
-        tuple(args.streams.split(",")), args.flow, args.bound, args.short_side, args.fps, args.quality
-    )
     try:
-        if args.out.resolve().is_relative_to(args.videos.resolve()):
-            raise UserError(f"--out {args.out} lies in --videos {args.videos}; choose a folder outside")
-        lists = find_lists(args.videos, args.splits)
-        if args.name == "hmdb51" and not lists:
-            raise UserError(
-                "hmdb51 needs its lists (<class>_test_split1.txt ...): name their folder by --splits"
-            )
-        for source, out in sources(args):
-            prepare_folder(source, out, options, args, lists, rank, size)
+        plans = make_plans(args)
+        for plan in plans:
+            for name, reason in plan.footage.left_out.items() if rank == 0 else ():
+                log.warning("left out %s: %s", name, reason)
+            prepare(plan, args.jobs, args.merge, rank, size)
+        if rank == 0:
+            write_classes(plans, args.out)
     except OSError as error:
         what = error.filename or f"cannot write to {args.out}"
         raise UserError(

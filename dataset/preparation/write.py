@@ -1,213 +1,189 @@
-"""Restartable preparation by many processes: each appends the videos it has finished to a part of its own.
+"""Videos prepared by many processes: each finished video is a file per stream in OUT/unfinished, beside it a note.
 
-A part is OUT/unfinished/<id>.{rgb,flow}, the records, and <id>.jsonl, the journal that says where they lie. A video is
-committed when the journal names it; what a killed process had not noted is as if never written.
+Files are written under names of their own and renamed when they are whole, the note (what is in them, or why the video
+is left out) last: a video is done when its note exists, whoever was killed, and any number of processes may work there.
 """
 
 import contextlib
+import hashlib
 import json
 import multiprocessing
 import os
 import signal
-import socket
+import threading
 import time
-import uuid
 from collections import Counter, deque
-from collections.abc import Iterator
-from multiprocessing.connection import Connection, wait
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import cv2
 import msgpack
 
+from dataset.catalogue import STREAMS
+from dataset.preparation.decode import Report
 from dataset.preparation.find import Video
 from dataset.preparation.frames import Options, make_frames
 from dataset.store import BrokenVideo
 from utils.errors import UserError
+from utils.files import write_atomically
 
 MAX_CRASHES = 10  # so many videos before the first success, and it is not the videos
-SYNC_SECONDS = 5.0
-AHEAD = 2  # videos given to a process at once
-HEADER_BYTES = 5  # room before the frames for the longest head of a record
 MAX_RECORD_BYTES = 1 << 30  # a record is one value of the database and passes through memory whole
+REMEDY = "what was finished is kept: make room or mend that, and start the same command again"
 
 
-class Part:
-    """Finished videos of one process: OUT/unfinished/<id>.{rgb,flow} hold the records, <id>.jsonl says where."""
+def done_path(folder: Path, name: str, kind: str) -> Path:
+    """Place of what is finished of a video: its frames of a stream, or the "json" note."""
+    return folder / f"{hashlib.sha256(name.encode()).hexdigest()}.{kind}"
 
-    def __init__(self, folder: Path, options: Options):
-        self.options = options
-        self.path = folder / f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        self.files = {stream: open(f"{self.path}.{stream}", "xb", 1 << 20) for stream in options.streams}
-        self.journal = open(f"{self.path}.jsonl", "x", encoding="utf-8")
-        self.synced = time.monotonic()
 
-    def add(self, video: Video) -> dict:
-        """Prepare one video and return its journal entry; raises OSError where OUT cannot be written."""
-        start, flow_clock = time.perf_counter(), [0.0]
-        offsets = {stream: file.tell() for stream, file in self.files.items()}
-        entry: dict = {"video": video.name}
-        try:
-            counts = self._write_frames(video, offsets, flow_clock)
-            entry["records"] = {
-                stream: self._head(stream, offsets[stream], counts[stream]) for stream in self.files
-            }
-        except BrokenVideo as error:
-            entry["left_out"] = error.reason
-            for stream, file in self.files.items():
-                file.seek(offsets[stream])
-                file.truncate()
-        except OSError:
-            for stream, file in self.files.items():
-                os.ftruncate(
-                    file.fileno(), offsets[stream]
-                )  # not by the file object, which would write first
-            raise
-        return self.note(entry | {"seconds": time.perf_counter() - start, "flow_seconds": flow_clock[0]})
+def prepare_video(video: Video, folder: Path, options: Options) -> dict:
+    """Write the frames of one video and its note, which is returned; raises UserError where that is not possible.
 
-    def _head(self, stream: str, offset: int, count: int) -> list[int]:
-        """Put the head before the frames at ``offset``, now that their number is known: [start, length, frames]."""
-        file, head = self.files[stream], msgpack.Packer().pack_array_header(count)
-        end, start = file.tell(), offset + HEADER_BYTES - len(head)
-        file.seek(start)
-        file.write(head)
-        file.seek(end)
-        return [start, end - start, count]
+    The note: "video" is its name, "source_bytes" the size of its file; then "records" {stream: {"frames", "bytes"}}
+    and, where decoding met anything, "remarks", or "left_out", the reason; "seconds" that it took and "flow_seconds" of
+    them in the flow method.
+    """
+    start, flow_clock, report = time.perf_counter(), [0.0], Report()
+    try:
+        frames = _readable(video, make_frames(video, options, flow_clock, report))
+        made: dict = {"records": _write_frames(video, frames, folder, options.streams)}
+        remarks = describe(report, options)
+        if remarks:
+            made["remarks"] = remarks
+    except BrokenVideo as error:
+        made = {"left_out": error.reason}
+    made |= {"seconds": time.perf_counter() - start, "flow_seconds": flow_clock[0]}
+    return write_note(folder, video, made)
 
-    def note(self, entry: dict) -> dict:
-        """Commit: from here on no kill of this process can lose the video, and after SYNC_SECONDS no power cut."""
-        for file in self.files.values():
-            file.flush()
-        if time.monotonic() - self.synced > SYNC_SECONDS:
-            for file in (*self.files.values(), self.journal):
-                os.fsync(file.fileno())
-            self.synced = time.monotonic()
-        self.journal.write(json.dumps(entry) + "\n")
-        self.journal.flush()
-        return entry | {"part": str(self.path)}
 
-    def _write_frames(self, video: Video, offsets: dict[str, int], flow_clock: list[float]) -> Counter:
-        counts: Counter = Counter()
-        parent = multiprocessing.parent_process()
-        for file in self.files.values():
-            file.write(bytes(HEADER_BYTES))
-        for stream, jpeg in make_frames(video, self.options, flow_clock):
-            if parent and os.getppid() != parent.pid:
-                raise SystemExit  # the main process was killed, so nobody waits for this
-            file = self.files[stream]
-            file.write(msgpack.packb(jpeg, use_bin_type=False))
+def describe(report: Report, options: Options) -> str:
+    """What is to be said of a video that was decoded, if anything."""
+    remarks = [
+        f"{count} frames {what}"
+        for count, what in (
+            (report.concealed, "with faults that the decoder concealed"),
+            (report.lost, "that cannot be decoded"),
+            (report.rescaled, "of another size than the first, scaled to it"),
+        )
+        if count
+    ]
+    if report.pixel_aspect != 1:
+        kept = "kept as they are" if options.short_side is None else "made square"
+        remarks.append(f"pixels of {report.pixel_aspect} (width by height) {kept}")
+    return "; ".join(remarks)
+
+
+def write_note(folder: Path, video: Video, made: dict) -> dict:
+    """From here on the video is done, whatever is killed; returns the note."""
+    note = {"video": video.name, "source_bytes": video.size} | made
+    with write_atomically(done_path(folder, video.name, "json"), REMEDY) as file:
+        file.write(json.dumps(note).encode())
+    return note
+
+
+def read_notes(folder: Path, videos: Iterable[Video]) -> dict[str, dict]:
+    """Notes by name of those ``videos`` that are done; a file that has changed since is not."""
+    present = set(os.listdir(folder))
+    notes = {}
+    for video in videos:
+        path = done_path(folder, video.name, "json")
+        if path.name in present:
+            note = json.loads(path.read_text(encoding="utf-8"))
+            if note["source_bytes"] == video.size:
+                notes[video.name] = note
+    return notes
+
+
+def _write_frames(
+    video: Video, frames: Iterator[tuple[str, bytes]], folder: Path, streams: tuple[str, ...]
+) -> dict[str, dict[str, int]]:
+    """Stream the frames of a video to a file per stream; returns {stream: {"frames", "bytes"}}. Raises BrokenVideo."""
+    counts = dict.fromkeys(streams, 0)
+    with contextlib.ExitStack() as stack:
+        files = {
+            stream: stack.enter_context(write_atomically(done_path(folder, video.name, stream), REMEDY))
+            for stream in streams
+        }
+        for stream, jpeg in frames:
+            files[stream].write(msgpack.packb(jpeg, use_bin_type=False))
             counts[stream] += 1
-            if file.tell() - offsets[stream] > MAX_RECORD_BYTES:
-                raise BrokenVideo(
-                    video.name, f"more than {MAX_RECORD_BYTES >> 20} MB of {stream} frames; cut it"
-                )
-        if any(counts[stream] < (2 if stream == "rgb" else 1) for stream in self.files):
+            if files[stream].tell() > MAX_RECORD_BYTES:
+                limit = f"{MAX_RECORD_BYTES >> 20} MB of {stream} frames"
+                raise BrokenVideo(video.name, f"more than {limit}; cut it")
+        if any(count < 2 - STREAMS[stream].frames_lacking for stream, count in counts.items()):
             raise BrokenVideo(video.name, "fewer than two frames")
-        return counts
+        return {stream: {"frames": counts[stream], "bytes": file.tell()} for stream, file in files.items()}
 
 
-def work(connection: Connection, folder: Path, options: Options) -> None:
-    """Worker process: prepares the videos that come in, answers with their journal entries."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    cv2.setNumThreads(1)
-    with contextlib.suppress(EOFError, ConnectionError):  # the main process has closed its end, or was killed
-        try:
-            part = Part(folder, options)
-            while True:
-                connection.send(part.add(connection.recv()))
-        except (OSError, UserError) as error:
-            connection.send(error)
+def _readable(video: Video, frames: Iterator[tuple[str, bytes]]) -> Iterator[tuple[str, bytes]]:
+    """The frames; what the system says of a file that it cannot read is a fault of the video."""
+    try:
+        yield from frames
+    except OSError as error:
+        raise BrokenVideo(video.name, f"cannot read {video.path}: {error.strerror or error}") from error
 
 
 def prepare_videos(videos: list[Video], folder: Path, options: Options, jobs: int) -> Iterator[dict]:
-    """Journal entry of each video as it is finished, by ``jobs`` processes.
+    """Note of each video as it is finished, by ``jobs`` processes.
 
-    Each has the next video before it asks, so that none waits for who takes the entries. A process that dies (a decoder
-    can crash) is replaced; the video it was at is tried once more, then left out.
+    Each process is a pool of its own, so that one that dies (a decoder can crash) takes no other along: it is replaced,
+    and the video that it was at is tried once more, then left out. All end, in whatever they do, when this generator is
+    closed or its process ends.
     """
     context = multiprocessing.get_context("spawn")
-    waiting, crashes, finished = deque(videos), Counter(), 0
-    workers: dict[Connection, tuple[multiprocessing.Process, deque[Video]]] = {}  # with the videos each has
+    lifeline, our_end = context.Pipe(duplex=False)
+
+    def start_worker() -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(1, context, _set_up_worker, (lifeline,))
+
+    waiting = deque(videos)
+    idle = [start_worker() for _ in range(min(jobs, len(videos)))]
+    running: dict[Future, tuple[ProcessPoolExecutor, Video]] = {}
+    crashes: Counter = Counter()
+    finished = 0
     try:
-        while waiting or any(given for _, given in workers.values()):
-            while len(workers) < min(jobs, len(videos)):
-                connection, theirs = context.Pipe()
-                process = context.Process(target=work, args=(theirs, folder, options), daemon=True)
-                process.start()
-                theirs.close()
-                workers[connection] = process, deque()
-            for ahead in range(AHEAD):
-                for connection, (_, given) in workers.items():
-                    if len(waiting) > len(workers) * bool(ahead) and len(given) == ahead:
-                        given.append(waiting.popleft())
-                        with contextlib.suppress(BrokenPipeError):  # it died: its end is noticed below
-                            connection.send(given[-1])
-            for connection in wait(workers):
-                process, given = workers[connection]
+        while waiting or running:
+            while waiting and idle:
+                worker, video = idle.pop(), waiting.popleft()
                 try:
-                    entry = connection.recv()
-                    if isinstance(entry, Exception):
-                        raise entry
-                    given.popleft()
-                except (EOFError, ConnectionError):
-                    process.join()
-                    del workers[connection]
-                    if not given:
-                        continue
-                    video = given.popleft()
-                    waiting.extendleft(reversed(given))
-                    crashes[video.name] += 1
-                    if finished == 0 and len(crashes) > MAX_CRASHES:
-                        raise UserError(
-                            f"the first {len(crashes)} videos all ended the process that read them (exit "
-                            f"status {process.exitcode}); more than the videos is broken"
-                        ) from None
-                    if crashes[video.name] == 1:
-                        waiting.append(video)
-                        continue
-                    entry = Part(folder, options).note(
-                        {
-                            "video": video.name,
-                            "left_out": f"reading it crashed (exit status {process.exitcode})",
-                        }
+                    future = worker.submit(prepare_video, video, folder, options)
+                except BrokenProcessPool:  # killed while it had nothing to do
+                    worker = start_worker()
+                    future = worker.submit(prepare_video, video, folder, options)
+                running[future] = worker, video
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                worker, video = running.pop(future)
+                if not isinstance(future.exception(), BrokenProcessPool):
+                    idle.append(worker)
+                    finished += 1
+                    yield future.result()
+                    continue
+                idle.append(start_worker())
+                crashes[video.name] += 1
+                if finished == 0 and len(crashes) > MAX_CRASHES:
+                    raise UserError(
+                        f"the first {len(crashes)} videos all ended the process that read them; more than the "
+                        "videos is broken"
                     )
-                finished += 1
-                yield entry
+                if crashes[video.name] == 1:
+                    waiting.append(video)
+                else:
+                    yield write_note(folder, video, {"left_out": "reading it ended the process, twice"})
     finally:
-        for process, _ in workers.values():
-            process.terminate()
-            process.join()
+        our_end.close()
 
 
-def read_journals(folder: Path) -> dict[str, dict]:
-    """Journal entries by video name, each with its "part".
-
-    A line that a killed process left half-written is none, nor is one whose frames a power cut kept from the disk.
-    """
-    entries: dict[str, dict] = {}
-    for path in sorted(folder.glob("*.jsonl")):
-        part = path.with_suffix("")
-        sizes = {file.suffix[1:]: file.stat().st_size for file in folder.glob(f"{part.name}.*")}
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                continue
-            if any(
-                offset + size > sizes[stream]
-                for stream, (offset, size, _) in entry.get("records", {}).items()
-            ):
-                continue
-            if "records" in entry or entry["video"] not in entries:
-                entries[entry["video"]] = entry | {"part": str(part)}
-    return entries
+def _set_up_worker(lifeline: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    cv2.setNumThreads(1)
+    threading.Thread(target=_end_with_the_command, args=(lifeline,), daemon=True).start()
 
 
-def read_part(path: str, start: int, length: int, count: int) -> tuple[bytes, int]:
-    """(record, number of frames) of a video in a part file."""
-    with open(path, "rb") as file:
-        file.seek(start)
-        record = file.read(length)
-    if len(record) < length:
-        raise UserError(f"{path} is shorter than its journal says; remove it and its .jsonl")
-    return record, count
+def _end_with_the_command(lifeline: Connection) -> None:
+    with contextlib.suppress(EOFError, OSError):
+        lifeline.recv()  # nothing is ever sent: it returns when the other end is closed, or its process was killed
+    os._exit(1)

@@ -1,6 +1,17 @@
+import unicodedata
+
 import pytest
 
-from dataset.splits import class_order, even_split, find_split, read_classes, source_ids, ucf101_split
+from dataset.splits import (
+    class_order,
+    even_split,
+    find_split,
+    find_split_lists,
+    listed_videos,
+    read_classes,
+    source_ids,
+    ucf101_split,
+)
 from utils.errors import UserError
 
 UCF = [
@@ -85,6 +96,59 @@ def test_classes_file(tmp_path):
     assert read_classes(tmp_path, ["b/1", "A/2"]) == ["b", "A", "unused"]
     with pytest.raises(UserError, match="'c'"):
         read_classes(tmp_path, ["c/1"])
+
+
+def test_classes_file_as_prepare_writes_it(tmp_path):
+    apart = unicodedata.normalize("NFD", "café")
+    (tmp_path / "classes.txt").write_text("trailing \ncafé\n", encoding="utf-8")
+    assert read_classes(tmp_path, ["trailing /1", f"{apart}/2"]) == ["trailing ", apart]
+    (tmp_path / "classes.txt").write_text("")
+    assert read_classes(tmp_path, ["flat", "a/deep/x"]) == []  # no labels
+
+
+@pytest.mark.parametrize("number", ["", "1", "01", "001"])
+def test_lists_are_read_whatever_the_zeros_of_their_number(tmp_path, number):
+    (tmp_path / f"trainlist{number}.txt").write_text("a/1.avi 1\n")
+    (tmp_path / f"testlist{number}.txt").write_text("a/2.avi\n")
+    names = ["a/1", "a/2"]
+    assert find_split("mine", tmp_path, names, 1)[0] == {"train": ["a/1"], "test": ["a/2"]}
+    with pytest.raises(UserError, match="no lists for split 2"):
+        find_split("mine", tmp_path, names, 2)
+
+
+def test_lists_of_the_original_are_read(tmp_path):
+    (tmp_path / "train_split02.csv").write_text("/datasets/UCF101/frame/a/1/,4\nC:\\frame\\a\\2\\,12\n")
+    (tmp_path / "val_split2.csv").write_text("/frame/a/3/,4\n")
+    assert find_split("mine", tmp_path, [], 2)[0] == {"train": ["a/1", "a/2"], "test": ["a/3"]}
+
+
+def test_two_files_of_one_list_or_one_without_the_other_are_refused(tmp_path):
+    (tmp_path / "trainlist1.txt").write_text("a/1.avi\n")
+    with pytest.raises(UserError, match=r"trainlist1\.txt needs a list of the other part of split 1"):
+        find_split("mine", tmp_path, ["a/1"], 1)
+    (tmp_path / "trainlist01.txt").write_text("a/1.avi\n")
+    with pytest.raises(UserError, match=r"trainlist01\.txt and .*trainlist1\.txt are the same list"):
+        find_split_lists(tmp_path)
+
+
+def test_listed_videos_are_spelled_as_the_database_does():
+    apart = unicodedata.normalize("NFD", "é")
+    names = ["a/take 2", "a/x.y", "a/film", f"a/{apart}", "a/end ", "a/odd.dat 3"]
+    lines = {
+        "a/take 2.mkv": "a/take 2",
+        "a/take 2": "a/take 2",
+        "a/take 2.mkv 7": "a/take 2",
+        "a/x.y": "a/x.y",
+        "a/x.y.avi 1": "a/x.y",
+        "a/film.MOV": "a/film",
+        "a/film.weird": "a/film",  # whatever its suffix, if there is such a video
+        "a/é.avi": f"a/{apart}",
+        "a/end .avi": "a/end ",
+        "a/odd.dat 3": "a/odd.dat 3",
+        "a/absent.MOV 2": "a/absent",
+        "a/absent.weird": "a/absent.weird",
+    }
+    assert dict(zip(lines, listed_videos(lines, names), strict=True)) == lines
 
 
 def test_list_that_is_no_text(tmp_path):

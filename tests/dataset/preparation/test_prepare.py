@@ -8,27 +8,17 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
-import tracemalloc
 import wave
 from pathlib import Path
 
 import cv2
-import msgpack
 import numpy as np
 import pytest
 from footage import extract_frames, picture, rgb_image, write_video
-from PIL import Image
 
-from dataset.jpeg import decode, decode_whole
-from dataset.preparation import write as parts
-from dataset.preparation.decode import decode_video
-from dataset.preparation.find import Video, class_list, find_videos
-from dataset.preparation.flow import compute_flow, decode_flow, encode_flow
-from dataset.preparation.frames import Options, make_frames, resize
+from dataset.preparation.flow import decode_flow
 from dataset.preparation.prepare import main
-from dataset.store import BrokenVideo, VideoStore
-from utils.errors import UserError
+from dataset.store import VideoStore
 
 ROOT = Path(__file__).parents[3]
 FAST = ["--flow", "dis", "-j", "1"]
@@ -138,8 +128,9 @@ def test_finished_database_is_recognised_and_other_options_refused(footage, undi
     for leftover in ("unfinished", "merged"):  # of runs killed while they tidied up
         (undisturbed / leftover).mkdir()
         (undisturbed / leftover / "x.rgb").write_text("frames")
+    (undisturbed / ".rgb.lmdb.0123.part").write_text("of a run killed while it merged")
     result = run(footage, undisturbed)
-    assert result.returncode == 0
+    assert result.returncode == 0, result.stderr
     assert "is finished: 9 videos, 0 left out" in result.stderr
     result = run(footage, undisturbed, "--quality", "50")
     assert result.returncode == 2
@@ -195,24 +186,12 @@ def half(made_by_rank_1, tmp_path) -> Path:
     return Path(shutil.copytree(made_by_rank_1, tmp_path / "out"))
 
 
-def test_what_was_torn_is_done_again(footage, undisturbed, half):
-    (journal,) = (path for path in (half / "unfinished").glob("*.jsonl") if path.stat().st_size)
-    lines = journal.read_text().splitlines(keepends=True)
-    assert len(lines) == 4
-    journal.write_text("".join(lines[:-1]) + lines[-1][:40])  # as after a kill
-    part = journal.with_suffix(".flow")
-    os.truncate(part, sum(json.loads(lines[2])["records"]["flow"][:2]) - 1)  # as after a power cut
-    result = run(footage, half)
-    assert "9 videos, 2 of them done before" in result.stderr
-    assert databases(half) == databases(undisturbed)
-
-
 def test_several_machines_share_the_work_and_rank_0_merges(footage, undisturbed, tmp_path):
     out = tmp_path / "out"
     ranks = [
         {"RANK": "0", "WORLD_SIZE": "3"},
         {"RANK": "1", "WORLD_SIZE": "3"},
-        {"SLURM_PROCID": "2", "SLURM_NTASKS": "3"},
+        {"RANK": "2", "WORLD_SIZE": "3"},
     ]
     processes = [
         subprocess.Popen(
@@ -229,7 +208,7 @@ def test_several_machines_share_the_work_and_rank_0_merges(footage, undisturbed,
 def test_merge_refuses_what_is_incomplete(footage, half):
     result = run(footage, half, "--merge")
     assert result.returncode == 2
-    assert "5 of 9 videos are not prepared yet" in result.stderr
+    assert "5 videos are not prepared yet, e.g. Run/v 0" in result.stderr
     assert not list(half.glob("*.lmdb*"))
     result = run(footage, half, "--bound", "10")
     assert result.returncode == 2
@@ -245,13 +224,14 @@ def test_full_disk_loses_nothing(footage, undisturbed, half, tmp_path, merging):
     assert (undisturbed / "rgb.lmdb").stat().st_size > 150_000
     # merging: two shares, each well below the limit that the database exceeds
     out, size, place = (
-        (half, 130_000, {"RANK": "0", "WORLD_SIZE": "2"}) if merging else (tmp_path / "new", 25_000, {})
+        (half, 130_000, {"RANK": "0", "WORLD_SIZE": "2"}) if merging else (tmp_path / "new", 18_000, {})
     )
     result = run(footage, out, "-j", "1", env=os.environ | place, preexec_fn=lambda: limit_files(size))
     assert result.returncode == 2
     assert result.stderr.splitlines()[-1].startswith("error: cannot write")
     assert "Traceback" not in result.stderr
-    done = sum(len(path.read_text().splitlines()) for path in (out / "unfinished").glob("*.jsonl"))
+    done = len(set((out / "unfinished").glob("*.json")) - {out / "unfinished/options.json"})
+    assert not list((out / "unfinished").glob(".*.part"))
     assert done == 9 if merging else 0 < done < 9
     result = run(footage, out)
     assert f"9 videos, {done} of them done before" in result.stderr
@@ -294,7 +274,13 @@ def test_broken_videos_are_named_and_left_out(tmp_path):
     (videos / "b/noise.webm").write_bytes(np.random.default_rng(0).bytes(5000))
     write_sound(videos / "b/sound.mkv")
     (videos / "b/read me.txt").write_text("no video")
-    (videos / "b/folder").mkdir()
+    (videos / "b/frames").mkdir()
+    cv2.imwrite(str(videos / "b/frames/image_1.jpg"), frames[0])
+    cv2.imwrite(str(videos / "b/thumbnail.jpg"), frames[0])
+    (videos / "b/empty").mkdir()
+    (videos / "b/dangling.mp4").symlink_to("nowhere")
+    (videos / "b/loop.mp4").symlink_to("loop.mp4")
+    (videos / "b/round").symlink_to(videos)
     write_video(videos / "b/two\nlines.avi", frames[:5])
     (videos / "trainlist01.txt").write_text("a/good.avi 1\na/gone.avi 1\nb/good.avi 2\n")
     (videos / "testlist01.txt").write_text("a/GOOD.avi\nb/gone.avi\n")
@@ -310,8 +296,11 @@ def test_broken_videos_are_named_and_left_out(tmp_path):
         "b/text": "no frame",
         "b/noise": "no frame",
         "b/sound": "no frame",
-        "b/folder": "fewer than two frames",
+        "b/frames": "fewer than two frames",
         "'b/two\\nlines'": "rename it",
+        "b/dangling.mp4": "No such file",
+        "b/loop.mp4": "symbolic links",
+        "b/round": "a link to a folder that it lies in",
         "a/gone": "no such video",
         "b/gone": "no such video",
     }
@@ -325,7 +314,10 @@ def test_broken_videos_are_named_and_left_out(tmp_path):
         "a/GOOD": 10,
         "b/good": 10,
     }
-    assert json.loads((out / "prepared.json").read_text())["left_out"] == 12
+    report = json.loads((out / "prepared.json").read_text())
+    assert report["left_out"] == 15
+    assert report["ignored"] == {".txt": 3, ".jpg": 1}
+    assert "ignored as no videos: 3 .txt, 1 .jpg" in result.stderr
     assert "left out b/zero: no frame" in result.stderr
     assert (out / "trainlist01.txt").read_bytes() == (videos / "trainlist01.txt").read_bytes()
 
@@ -355,7 +347,9 @@ def test_bad_arguments_are_one_line(footage, tmp_path, capsys):
     (tmp_path / "taken/rgb.lmdb").write_text("someone's")
     out, videos = ["--out", str(tmp_path / "out")], ["--videos", str(footage)]
     assert "cannot read --videos" in fails(capsys, "x", "--videos", str(tmp_path / "gone"), *out)
-    assert "one folder per class" in fails(capsys, "x", "--videos", str(tmp_path / "empty"), *out)
+    assert "no video file and no folder of frames" in fails(
+        capsys, "x", "--videos", str(tmp_path / "empty"), *out
+    )
     assert "Not a directory" in fails(capsys, "x", *videos, "--out", str(tmp_path / "file/out"))
     assert "choose a folder outside" in fails(capsys, "x", *videos, "--out", str(footage / "out"))
     assert "were not made by this command" in fails(capsys, "x", *videos, "--out", str(tmp_path / "taken"))
@@ -365,26 +359,6 @@ def test_bad_arguments_are_one_line(footage, tmp_path, capsys):
     assert "--fps 0.0 should be more than 0" in fails(capsys, "x", *videos, *out, "--fps", "0")
     assert "invalid choice" in fails(capsys, "x", *videos, *out, "--quality", "101")
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.skipif(os.getuid() != 0, reason="root reads everything and can become someone who does not")
-def test_unreadable_class_folder_is_named():
-    with tempfile.TemporaryDirectory() as folder:
-        videos = Path(folder)
-        write_video(videos / "a/x.avi", [picture(0)])
-        (videos / "b").mkdir(mode=0o000)
-        videos.chmod(0o755)
-        child = os.fork()
-        if child == 0:
-            os.setuid(65534)
-            found, left_out = find_videos(videos)
-            os._exit(
-                not (
-                    [v.name for v in found] == ["a/x"]
-                    and left_out == {"b": "cannot read the folder: Permission denied"}
-                )
-            )
-        assert os.waitpid(child, 0)[1] == 0
 
 
 def test_kinetics_has_two_databases_and_one_class_list(tmp_path):
@@ -457,43 +431,6 @@ def test_extracted_frames_and_original_csv(tmp_path):
     assert (out / "testlist02.txt").read_text() == "a/none\n"
 
 
-def test_too_long_a_video_takes_no_room(footage, tmp_path, monkeypatch):
-    monkeypatch.setattr(parts, "MAX_RECORD_BYTES", 15_000)
-    part = parts.Part(tmp_path, Options(flow="dis"))
-    short, long = (
-        Video("Run/v 0", str(footage / "Run/v 0.avi")),
-        Video("ärger/v 8", str(footage / "ärger/v 8.avi")),
-    )
-    first = part.add(short)["records"]
-    assert "more than 0 MB of rgb frames" in part.add(long)["left_out"]
-    assert os.path.getsize(f"{part.path}.rgb") == sum(first["rgb"][:2])
-    again = part.add(short)["records"]
-    for stream in ("rgb", "flow"):  # it starts where the first ended
-        assert again[stream][0] == sum(first[stream][:2]) + first[stream][0]
-    entries = parts.read_journals(tmp_path)
-    assert [name for name, entry in entries.items() if "records" in entry] == ["Run/v 0"]
-    record, count = parts.read_part(f"{part.path}.rgb", *again["rgb"])
-    assert count == 6
-    assert len(msgpack.unpackb(record, raw=True)) == 6
-
-
-def test_memory_does_not_grow_with_the_length_of_a_video(tmp_path):
-    def peak(count: int) -> int:
-        video = Video(
-            "a/x", str(write_video(tmp_path / f"{count}.avi", [picture(t % 7) for t in range(count)]))
-        )
-        part = parts.Part(tmp_path, Options(("rgb",)))
-        tracemalloc.start()
-        records = part.add(video)["records"]
-        highest = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        assert records["rgb"][2] == count
-        return highest
-
-    peak(10)  # what is allocated once
-    assert peak(1000) < peak(10) + 100_000  # the frames of the longer one take 2 MB
-
-
 def test_video_that_kills_its_process_twice_is_left_out(footage, tmp_path):
     videos, out = tmp_path / "videos", tmp_path / "out"
     shutil.copytree(footage / "Run", videos / "Run")
@@ -510,81 +447,99 @@ def test_video_that_kills_its_process_twice_is_left_out(footage, tmp_path):
             assert gone.poll(30_000)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 0, stderr
-    assert (out / "left_out.txt").read_text() == "Run/pipe 1: reading it crashed (exit status -9)\n"
+    assert (out / "left_out.txt").read_text() == "Run/pipe 1: reading it ended the process, twice\n"
     assert sorted(VideoStore(out / "rgb.lmdb").names) == ["Run/v 0", "Run/v 1", "Run/v 2"]
 
 
-def test_a_jpeg_without_its_end_is_not_whole():
-    jpeg = cv2.imencode(".jpg", picture(0))[1].tobytes()
-    for whole in (jpeg, jpeg + b"\0\0"):  # padding
-        assert np.array_equal(decode_whole(whole), decode(jpeg))
-    for torn in (jpeg[:-2], b""):
-        with pytest.raises(ValueError, match="its end is missing"):
-            decode_whole(torn)
+def add_videos(videos: Path, *names: str) -> None:
+    for i, name in enumerate(names):
+        write_video(videos / name, [picture(i, 2 * t) for t in range(5 + i)])
 
 
-def test_resize_keeps_aspect_and_antialiases():
-    image = picture(0, size=(96, 64))
-    small = resize(image, 32)
-    assert small.shape == (32, 48, 3)
-    expected = np.asarray(Image.fromarray(image).resize((48, 32), Image.Resampling.BOX)).astype(int)
-    assert np.abs(small - expected).max() <= 1
-    assert resize(image.transpose(1, 0, 2), 32).shape == (48, 32, 3)
-    assert resize(image, 128).shape == (128, 192, 3)
-    stripes = np.zeros((96, 96, 3), np.uint8)
-    stripes[:, ::3] = 255
-    assert np.unique(resize(stripes, 32)).tolist() == [85]  # a third of the light
+def test_what_is_new_is_added_to_finished_databases(tmp_path):
+    videos, out = tmp_path / "videos", tmp_path / "out"
+    add_videos(videos, "a/1.avi", "b/2.avi", "b/3.avi")
+    (videos / "b/4.avi").write_bytes(b"")
+    assert run(videos, out).returncode == 0
+    add_videos(videos, "c/5.avi")  # new, changed, mended
+    write_video(videos / "a/1.avi", [picture(9, t) for t in range(9)])
+    write_video(videos / "b/4.avi", [picture(8, t) for t in range(8)])
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    (lists / "split.csv").write_text("a/1,train\nb/2,test\nc/6,test\n")
+    result = run(videos, out, "--splits", str(lists))
+    assert result.returncode == 0, result.stderr
+    assert "5 videos, 2 of them done before" in result.stderr
+    assert "5 videos, 3 of them new, 1 left out" in result.stderr
+    at_once = tmp_path / "at_once"
+    assert run(videos, at_once, "--splits", str(lists)).returncode == 0
+    assert databases(out) == databases(at_once)
+    assert (out / "classes.txt").read_text().split() == ["a", "b", "c"]
+    reports = [json.loads((folder / "prepared.json").read_text()) for folder in (out, at_once)]
+    for report in reports:
+        for key in ("process_seconds", "flow_seconds"):
+            assert report.pop(key) > 0
+    assert reports[0] == reports[1]
 
 
-def test_short_side_fps_quality_and_bound_reach_the_frames(tmp_path):
-    video = Video("a/x", str(write_video(tmp_path / "x.avi", [picture(0, t) for t in range(30)], fps=30)))
-    frames = dict.fromkeys(("rgb", "flow"), 0)
-    for stream, jpeg in make_frames(video, Options(flow="dis", short_side=32, fps=10), [0.0]):
-        frames[stream] += 1
-        assert rgb_image(jpeg).shape == (32, 43, 3)
-    assert frames == {"rgb": 10, "flow": 9}
-    sizes = [
-        sum(len(jpeg) for _, jpeg in make_frames(video, Options(("rgb",), quality=q), [0.0]))
-        for q in (50, 95)
-    ]
-    assert sizes[0] < 0.7 * sizes[1]
-    for bound, level in ((20, 134), (5, 153)):  # one pixel to the right: 127.5 * (1 + 1 / bound)
-        (flow, *_) = [j for s, j in make_frames(video, Options(("flow",), flow="dis", bound=bound), [0.0])]
-        assert abs(np.median(rgb_image(flow)[8:-8, 8:-8, 2].astype(int)) - level) <= 3
+def test_other_lists_alone_reach_finished_databases(footage, undisturbed, tmp_path):
+    out = Path(shutil.copytree(undisturbed, tmp_path / "out"))
+    (tmp_path / "split.csv").write_text("Run/v 0,train\nRun/v 1,test\nRun/gone,test\n")
+    result = run(footage, out, "--splits", str(tmp_path))
+    assert result.returncode == 0
+    assert "is finished: 9 videos, 1 left out" in result.stderr
+    assert (out / "split.csv").read_text() == (tmp_path / "split.csv").read_text()
+    assert (out / "left_out.txt").read_text().startswith("Run/gone: the split lists name it")
+    (tmp_path / "split.csv").rename(tmp_path / "trainlist01.txt")
+    result = run(footage, out, "--splits", str(tmp_path))
+    assert result.returncode == 2
+    assert "split.csv is not among the lists in" in result.stderr.splitlines()[-1]
 
 
-@pytest.mark.parametrize(
-    ("fps", "expected"),
-    [(10, [0, 3, 6, 9, 12]), (20, [0, 2, 3, 5, 6, 8, 9, 11, 12, 14]), (60, list(range(15)))],
-)
-def test_fps_leaves_out_frames_evenly(tmp_path, fps, expected):
-    grey = [np.full((32, 32, 3), 10 + 15 * t, np.uint8) for t in range(15)]
-    video = Video("a/x", str(write_video(tmp_path / "x.avi", grey, fps=30)))
-    assert [round((frame.mean() - 10) / 15) for frame in decode_video(video.path, fps)] == expected
+def test_other_videos_than_the_finished_ones_are_refused(footage, undisturbed, tmp_path):
+    shutil.copytree(footage / "Run", tmp_path / "videos/Run")
+    before = databases(undisturbed)
+    result = run(tmp_path / "videos", undisturbed)
+    assert result.returncode == 2
+    assert (
+        f"{undisturbed} holds 6 videos that {tmp_path / 'videos'} lacks, e.g. Walk/v 3; it was made from {footage}"
+        in result.stderr.splitlines()[-1]
+    )
+    assert databases(undisturbed) == before
 
 
-def test_flow_is_that_of_the_stored_frames(tmp_path):
-    video = Video("a/x", str(write_video(tmp_path / "x.avi", [picture(0, t) for t in range(3)])))
-    options, clock = Options(quality=30), [0.0]
-    made = list(make_frames(video, options, clock))
-    assert [stream for stream, _ in made] == ["rgb", "rgb", "flow", "rgb", "flow"]
-    grey = [cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_GRAYSCALE) for _, jpeg in made[:2]]
-    truth = encode_flow(compute_flow(*grey, "tvl1"))[..., ::-1]
-    assert made[2][1] == cv2.imencode(".jpg", truth, [cv2.IMWRITE_JPEG_QUALITY, 30])[1].tobytes()
-    assert clock[0] > 0
+def test_the_same_command_twice_at_once(footage, undisturbed, tmp_path):
+    out = tmp_path / "out"
+    first = subprocess.Popen(command(footage, out), cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    while not list(out.glob("unfinished/*.owner")):
+        assert first.poll() is None
+    second = run(footage, out)
+    assert "Traceback" not in second.stderr
+    assert second.returncode == 2 or "is finished" in second.stderr
+    if second.returncode:
+        assert f"{out} is being prepared by another command (process {first.pid} on " in second.stderr
+    assert first.wait() == 0
+    first.stderr.close()
+    assert databases(out) == databases(undisturbed)
 
 
-def test_class_list_follows_class_ind_where_that_has_all(tmp_path):
-    names = ["b/1", "A/1", "c d/1"]
-    assert class_list(tmp_path, names) == ["A", "b", "c d"]
-    (tmp_path / "classInd.txt").write_text("1 c d\n2 b\n3 A\n4 e\n")
-    assert class_list(tmp_path, names) == ["c d", "b", "A", "e"]
-    (tmp_path / "classInd.txt").write_text("1 b\n")
-    assert class_list(tmp_path, names) == ["A", "b", "c d"]
+def test_footage_without_labels(tmp_path):
+    videos, out = tmp_path / "videos", tmp_path / "out"
+    add_videos(videos, "flat.avi", "2023/01/cam.avi", "2023/02.avi")
+    extract_frames(videos / "frames")
+    result = run(videos, out)
+    assert result.returncode == 0, result.stderr
+    assert "no labels: not every video lies in a folder of its class" in result.stderr
+    assert sorted(VideoStore(out / "rgb.lmdb").names) == ["2023/01/cam", "2023/02", "flat", "frames"]
+    assert (out / "classes.txt").read_text() == ""
 
 
-def test_broken_video_of_an_unreadable_folder(tmp_path):
-    with pytest.raises(BrokenVideo, match="no frame of"):
-        list(decode_video(str(tmp_path / "gone.avi")))
-    with pytest.raises(UserError, match="cannot read --videos"):
-        find_videos(tmp_path / "gone")
+def test_any_name_in_train_and_val_is_prepared_in_parts(tmp_path):
+    videos, out = tmp_path / "videos", tmp_path / "out"
+    add_videos(videos, "train/a/1.avi", "train/b/2.avi", "val/a/3.avi", "test/a/4.avi")
+    result = run(videos, out, "--streams", "rgb")
+    assert result.returncode == 0, result.stderr
+    assert sorted(VideoStore(out / "train/rgb.lmdb").names) == ["a/1", "b/2"]
+    assert VideoStore(out / "val/rgb.lmdb").names == ["a/3"]
+    assert (out / "classes.txt").read_text().split() == ["a", "b"]
+    assert f"{videos / 'test'} is not read" in result.stderr

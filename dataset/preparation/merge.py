@@ -1,0 +1,110 @@
+"""Databases of the finished videos: written in an order that follows from the names, read back, then all else goes."""
+
+import contextlib
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgpack
+from tqdm import tqdm
+
+from dataset.preparation.find import Video
+from dataset.preparation.write import done_path, read_notes
+from dataset.store import VideoStore, writing
+from utils.errors import UserError
+
+log = logging.getLogger("coclr")
+
+POLL_SECONDS = 1.0
+PATIENCE_SECONDS = 1800.0
+
+
+def wait_for_others(videos: Iterable[Video], folder: Path, wait: bool) -> dict[str, dict]:
+    """Notes of all these ``videos``, which other processes prepare.
+
+    Raises UserError if some are missing and, unless told not to ``wait``, nothing was written for half an hour.
+    """
+    missing = {video.name: video for video in videos}
+    notes: dict[str, dict] = {}
+    if missing and wait:
+        log.info("waiting for the %d videos of the other processes", len(missing))
+    written, since = -1, time.monotonic()
+    with tqdm(
+        total=len(missing), unit="video", desc="all processes", disable=None if missing else True
+    ) as bar:
+        while missing:
+            new = read_notes(folder, missing.values())
+            notes |= new
+            bar.update(len(new))
+            missing = {name: video for name, video in missing.items() if name not in new}
+            now = len(notes) + bytes_under_way(folder)
+            if now != written:
+                written, since = now, time.monotonic()
+            if missing and time.monotonic() - since >= (PATIENCE_SECONDS if wait else 0):
+                raise UserError(
+                    f"{len(missing)} videos are not prepared yet, e.g. {next(iter(missing))}; start the same "
+                    "command again, without --merge"
+                )
+            if missing:
+                time.sleep(POLL_SECONDS)
+    return notes
+
+
+def bytes_under_way(folder: Path) -> int:
+    """Bytes of the files that are being written."""
+    total = 0
+    for path in folder.glob(".*.part"):
+        with contextlib.suppress(FileNotFoundError):  # renamed by now
+            total += path.stat().st_size
+    return total
+
+
+def merge(
+    order: list[str], notes: dict[str, dict], folder: Path, path: Path, stream: str
+) -> dict[str, float]:
+    """Write the database of a stream at ``path``: the videos of ``order``, of ``folder`` by their ``notes``, others as
+    they are in the database that is replaced.
+
+    Holds one record at a time. Returns "frames", "bytes" and "bytes_per_frame". Raises UserError, and leaves the old
+    database alone, where the new one cannot be written and read back.
+    """
+    old = VideoStore(path) if any(name not in notes for name in order) else None
+    position = {name: i for i, name in enumerate(old.names)} if old else {}
+    total_frames, total_bytes = 0, 0
+    with writing(path) as add:
+        for name in tqdm(order, desc=path.name, unit="video", disable=None):
+            if name in notes:
+                frames = notes[name]["records"][stream]["frames"]
+                record = read_record(done_path(folder, name, stream), frames)
+            else:
+                frames, record = old.num_frames(position[name]), old.read_record(position[name])
+            add(name, record, frames)
+            total_frames += frames
+            total_bytes += len(record)
+    return {
+        "frames": total_frames,
+        "bytes": total_bytes,
+        "bytes_per_frame": round(total_bytes / total_frames, 1),
+    }
+
+
+def read_record(path: Path, frames: int) -> bytearray:
+    """Record of a database, of the file that holds its frames one after another."""
+    head = msgpack.Packer().pack_array_header(frames)
+    record = bytearray(len(head) + path.stat().st_size)
+    record[: len(head)] = head
+    with open(path, "rb") as file:
+        file.readinto(memoryview(record)[len(head) :])
+    return record
+
+
+def remove_finished(folder: Path) -> None:
+    """Remove the folder of finished videos, whose databases are written."""
+    merged = folder.with_name("merged")
+    shutil.rmtree(merged, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, merged)  # at once: what a killed run would leave of it is no folder to go on from
+    shutil.rmtree(merged, ignore_errors=True)
