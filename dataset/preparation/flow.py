@@ -8,7 +8,7 @@ import numpy as np
 
 from utils.errors import UserError
 
-METHODS = ("tvl1", "dis")
+METHODS = {"tvl1": "coclr-numba-1", "dis": "opencv"}  # by whom; a change of the numbers is a new name
 
 
 def compute_flow(previous: np.ndarray, following: np.ndarray, method: str = "tvl1") -> np.ndarray:
@@ -31,6 +31,14 @@ def _flow_method(method: str) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
         dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
         return lambda previous, following: dis.calc(previous, following, None)
     raise UserError(f"unknown flow method {method!r}; choose from {', '.join(METHODS)}")
+
+
+def warm_up(method: str) -> None:
+    """What a method needs once per machine, before several processes begin with it."""
+    if method == "tvl1":
+        from dataset.preparation.tvl1 import compile_once
+
+        compile_once()
 
 
 def encode_flow(flow: np.ndarray, bound: float = 20) -> np.ndarray:

@@ -1,71 +1,96 @@
-"""TV-L1 optical flow, the numbers of OpenCV 5's ``DualTVL1OpticalFlow``, compiled by numba for the processor at hand.
+"""TV-L1 optical flow: the numbers of OpenCV's ``DualTVL1OpticalFlow``, the iterations compiled by numba.
 
 Zach, Pock, Bischof, "A duality based approach for realtime TV-L1 optical flow", DAGM 2007; Sanchez,
 Meinhardt-Llopis, Facciolo, "TV-L1 optical flow estimation", IPOL 2013, whose names these are.
 
-What makes it fast: an update of the flow and one of the dual variables are one pass over a row each, eight iterations
-follow each other through the image a row apart, so that what they share stays in the cache, and the planes of a row
-lie side by side. Inside, flow is held in units of THETA / TAU pixels, which saves the dual update its products.
+An iteration is two passes over each row, in blocks that are one vector. Several iterations follow each other through
+the image a row apart, and the planes of a row lie side by side, so that what they share stays in the cache.
 """
+
+import functools
+import logging
+from collections.abc import Callable
 
 import cv2
 import numba
 import numpy as np
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
+from numba.core.event import Event, Listener, install_listener
+
+log = logging.getLogger("coclr")
 
 TAU = 0.25  # step of the dual update
 LAMBDA = 0.15  # weight of the data term
 THETA = 0.3  # tightness
 SCALES = 5
 SCALE_STEP = 0.8
+MIN_SIDE = 16  # of a scale
 WARPS = 5
-EPSILON = 0.01  # stops an outer iteration: root mean square change of the flow, pixels
 INNER = 30
 OUTER = 10
+EPSILON = 0.01  # iterations end at this root mean square change of the flow, pixels
 MEDIAN = 5
-MIN_SIDE = 16  # of a scale
 
-LANES = 16  # floats per block of columns: a vector of AVX-512, two of AVX2
-BORDER = 4  # zeros around the warped image, more than the bicubic kernel reaches
-WAVE = 8  # iterations in flight
-
-UNIT = np.float32(TAU / THETA)
-STEP = np.float32(TAU)
-BOUND = np.float32(LAMBDA * THETA)
-TINY = np.finfo(np.float32).eps
-ZERO, HALF, ONE = np.float32(0), np.float32(0.5), np.float32(1)
-BLOCK = np.uintp(LANES)
-NEXT = np.uintp(1)
-PIXELS = np.uintp(4)  # warped at a time
-LAYERS = 4  # image, its gradient, and one more so that they fill a vector
-FIRST = np.float32(BORDER - 1)  # the kernel begins a pixel before
-
-# Planes of a row of the state: what iterations change first
+LANES = 16  # columns per block: a vector of AVX-512, two of AVX2
+WAVE = 8  # iterations in flight at most
+# Planes of a row of the state; what iterations change comes first
 U1, U2, P11, P12, P21, P22, IX, IY, RHO, INVERSE, PLANES = range(11)
 CHANGING = IX
 
+THETA_32, STEP, BOUND = np.float32(THETA), np.float32(TAU / THETA), np.float32(LAMBDA * THETA)
+TINY = np.finfo(np.float32).eps
+ONE = np.float32(1)
+BLOCK, LEFT = np.uintp(LANES), np.uintp(1)  # unsigned: numba then looks for no negative index
+
 
 class _NoAlias(CompilerBase):
-    """Tells LLVM that array arguments do not overlap, without which it checks every pair of them at each row."""
+    """Tells LLVM that array arguments do not overlap, without which it makes no vectors of so many."""
 
     def define_pipelines(self):
         self.state.flags.noalias = True
         return [DefaultPassBuilder.define_nopython_pipeline(self.state)]
 
 
-_compiled = numba.njit(fastmath=True, error_model="numpy", cache=True)
-_kernel = numba.njit(fastmath=True, error_model="numpy", cache=True, pipeline_class=_NoAlias)
+class _CompilationLog(Listener):
+    said = False
+
+    def on_start(self, event: Event) -> None:
+        if not self.said:
+            log.info("compiling TV-L1 (some seconds, once per machine)")
+        self.said = True
+
+    def on_end(self, event: Event) -> None:
+        pass
+
+
+def _compiled(function: Callable, **options) -> Callable:
+    options |= {"fastmath": True, "error_model": "numpy"}
+    try:
+        return numba.njit(cache=True, **options)(function)
+    except RuntimeError:  # neither this folder nor the user's cache can be written
+        return numba.njit(**options)(function)
+
+
+_row_kernel = functools.partial(_compiled, pipeline_class=_NoAlias)
+
+
+def compile_once() -> None:
+    """Compile what this machine's cache lacks, saying so, lest each of several processes does."""
+    with install_listener("numba:compile", _CompilationLog()):
+        tvl1(np.eye(MIN_SIDE, dtype=np.uint8), np.zeros((MIN_SIDE, MIN_SIDE), np.uint8))
 
 
 def tvl1(previous: np.ndarray, current: np.ndarray) -> np.ndarray:
     """Flow in pixels from one grey frame to the next, float32 [H, W, 2] with (x, y) last; both uint8 [H, W]."""
+    if np.array_equal(previous, current):  # as conversions of the frame rate make them
+        return np.zeros((*current.shape, 2), np.float32)
     pyramids = list(zip(_pyramid(previous), _pyramid(current), strict=True))
     flow = np.zeros((*pyramids[-1][0].shape, 2), np.float32)
     for source, target in reversed(pyramids):
         if flow.shape[:2] != source.shape:
-            size = source.shape[::-1]
-            flow = cv2.resize(flow, size, interpolation=cv2.INTER_LINEAR) * np.float32(1 / SCALE_STEP)
-        flow = _flow_of_scale(source, target, flow)
+            flow = cv2.resize(flow, source.shape[::-1], interpolation=cv2.INTER_LINEAR)
+            flow *= np.float32(1 / SCALE_STEP)
+        flow = _refine(source, target, flow)
     return flow
 
 
@@ -79,29 +104,31 @@ def _pyramid(frame: np.ndarray) -> list[np.ndarray]:
     return scales
 
 
-def _flow_of_scale(source: np.ndarray, target: np.ndarray, flow: np.ndarray) -> np.ndarray:
+def _refine(source: np.ndarray, target: np.ndarray, flow: np.ndarray) -> np.ndarray:
+    """Flow of one scale, [H, W, 2], from what the coarser one says."""
     height, width = source.shape
-    state = _aligned(height + 2, PLANES, LANES + (width + LANES) // LANES * LANES)
-    saved = np.empty((height + 2, CHANGING * state.shape[2]), np.float32)
-    inside = state[1:-1, :, LANES : LANES + width]
-    inside[:, :CHANGING] = 0
-    inside[:, U1] = flow[..., 0] * UNIT
-    inside[:, U2] = flow[..., 1] * UNIT
-    layers = _layers(target)
-    enough = EPSILON**2 * height * width * UNIT**2
+    # a row of zeros above and below, a block of zeros on the left, room on the right up to whole blocks
+    state = _aligned_zeros(height + 2, PLANES, LANES + (width + LANES) // LANES * LANES)
+    saved = np.empty((height + 2) * CHANGING * state.shape[2], np.float32)
+    u1, u2 = (state[1:-1, plane, LANES : LANES + width] for plane in (U1, U2))
+    u1[:], u2[:] = flow[..., 0], flow[..., 1]
+    columns = np.arange(width, dtype=np.float32)
+    rows = np.arange(height, dtype=np.float32)[:, None]
+    slope = np.float32([[-0.5, 0, 0.5]])
+    gradients = (cv2.filter2D(target, -1, s, borderType=cv2.BORDER_REPLICATE) for s in (slope, slope.T))
+    layers = cv2.merge([target, *gradients])
+    enough = np.float32(EPSILON**2 * height * width)
     for _ in range(WARPS):
-        _warp(layers, source, state)
-        change = np.inf
+        _linearise(state, source, cv2.remap(layers, columns + u1, rows + u2, cv2.INTER_CUBIC))
         for _ in range(OUTER):
-            for plane in (U1, U2):
-                inside[:, plane] = cv2.medianBlur(np.ascontiguousarray(inside[:, plane]), MEDIAN)
-            change = _iterate(state, saved, width, INNER, enough)
-            if change <= enough:
+            for u in (u1, u2):
+                cv2.medianBlur(u, MEDIAN, dst=u)
+            if _iterate(state, saved, width, enough) <= enough:
                 break
-    return np.stack([inside[:, U1], inside[:, U2]], -1) * (ONE / UNIT)
+    return cv2.merge([u1, u2])
 
 
-def _aligned(*shape: int) -> np.ndarray:
+def _aligned_zeros(*shape: int) -> np.ndarray:
     """Zeros that begin at a multiple of 64 bytes: a vector load then touches one line of the cache."""
     size = int(np.prod(shape))
     memory = np.zeros(size + LANES, np.float32)
@@ -109,212 +136,141 @@ def _aligned(*shape: int) -> np.ndarray:
     return memory[start : start + size].reshape(shape)
 
 
-def _layers(image: np.ndarray) -> np.ndarray:
-    """[H + 2 BORDER, W + 2 BORDER, 4]: the image, its centred gradient (x, y), 0; nothing but zeros outside."""
-    height, width = image.shape
-    framed = np.pad(image, 1, mode="edge")
-    layers = np.zeros((height + 2 * BORDER, width + 2 * BORDER, 4), np.float32)
-    inside = layers[BORDER:-BORDER, BORDER:-BORDER]
-    inside[..., 0] = image
-    inside[..., 1] = (framed[1:-1, 2:] - framed[1:-1, :-2]) / 2
-    inside[..., 2] = (framed[2:, 1:-1] - framed[:-2, 1:-1]) / 2
-    return layers
+@_compiled
+def _planes(state):
+    """The planes one by one, each from its first column above the image to the end of the state."""
+    stride = state.shape[2]
+    first = state.reshape(-1)[LANES:]
+    return (
+        first,
+        first[stride:],
+        first[2 * stride :],
+        first[3 * stride :],
+        first[4 * stride :],
+        first[5 * stride :],
+        first[6 * stride :],
+        first[7 * stride :],
+        first[8 * stride :],
+        first[9 * stride :],
+    )
 
 
 @_compiled
-def _cubic(t):
-    """Weights of the four neighbours at distances 1 + t, t, 1 - t, 2 - t (Keys 1981, a = -3/4, as OpenCV's)."""
-    a = np.float32(-0.75)
-    s = ONE - t
-    first = ((a * (t + ONE) - 5 * a) * (t + ONE) + 8 * a) * (t + ONE) - 4 * a
-    second = ((a + 2) * t - (a + 3)) * t * t + ONE
-    third = ((a + 2) * s - (a + 3)) * s * s + ONE
-    return first, second, third, ONE - first - second - third
+def _linearise(state, source, warped):
+    """The data term around the flow: fill IX, IY, RHO and INVERSE from image and gradient [H, W, 3] moved by it."""
+    height, planes, stride = state.shape
+    for y in range(1, height - 1):
+        _linearise_row(np.uintp(y * planes * stride), _planes(state), source[y - 1], warped[y - 1])
 
 
-@_compiled
-def _warp(layers, source, state):
-    """Linearise the data term around the flow: fill IX, IY, RHO and INVERSE of ``state``."""
-    height, width = source.shape
-    room = width + PIXELS
-    corner = np.zeros(room, np.uint32)
-    across = np.zeros((4, room), np.float32)
-    down = np.zeros((4, room), np.float32)
-    columns = np.empty((room, 4 * LAYERS), np.float32)
-    warped = np.empty((3, room), np.float32)
-    stride = layers.shape[1] * LAYERS
-    for y in range(height):
-        u1, u2 = state[y + 1, U1, LANES:], state[y + 1, U2, LANES:]
-        ix, iy = state[y + 1, IX, LANES:], state[y + 1, IY, LANES:]
-        rho, inverse = state[y + 1, RHO, LANES:], state[y + 1, INVERSE, LANES:]
-        for x in range(width):
-            at_x = min(max(np.float32(x) + u1[x] / UNIT, np.float32(-3)), np.float32(width + 2))
-            at_y = min(max(np.float32(y) + u2[x] / UNIT, np.float32(-3)), np.float32(height + 2))
-            left, top = np.floor(at_x), np.floor(at_y)
-            corner[x] = np.int32(top + FIRST) * np.int32(stride) + np.int32(left + FIRST) * np.int32(LAYERS)
-            across[0, x], across[1, x], across[2, x], across[3, x] = _cubic(at_x - left)
-            down[0, x], down[1, x], down[2, x], down[3, x] = _cubic(at_y - top)
-        _interpolate(
-            np.uintp(width), np.uintp(stride), layers.reshape(-1), corner, across, down, columns, warped
-        )
-        for x in range(width):
-            gx, gy = warped[1, x] * UNIT, warped[2, x] * UNIT
-            ix[x] = gx
-            iy[x] = gy
-            rho[x] = (warped[0, x] - source[y, x]) * (UNIT * UNIT) - gx * u1[x] - gy * u2[x]
-            inverse[x] = ONE / max(gx * gx + gy * gy, TINY)
+@_row_kernel
+def _linearise_row(start, planes, source, warped):
+    u1, u2, _, _, _, _, ix, iy, rho, inverse = planes
+    for i in range(len(source)):
+        x = start + np.uintp(i)
+        gx, gy = warped[i, 1], warped[i, 2]
+        ix[x] = gx
+        iy[x] = gy
+        rho[x] = warped[i, 0] - source[i] - gx * u1[x] - gy * u2[x]
+        inverse[x] = ONE / max(gx * gx + gy * gy, TINY)
 
 
-@_kernel
-def _interpolate(width, stride, layers, corner, across, down, columns, warped):
-    """``warped`` [layer, x] from the 4 x 4 pixels at ``corner``; the columns of four pixels at a time."""
-    for block in range(np.uintp(0), width, PIXELS):
-        x0, x1, x2, x3 = block, block + NEXT, block + np.uintp(2), block + np.uintp(3)
-        a, b, c, d = np.uintp(corner[x0]), np.uintp(corner[x1]), np.uintp(corner[x2]), np.uintp(corner[x3])
-        for i in range(np.uintp(4 * LAYERS)):
-            columns[x0, i] = _column(layers, a + i, stride, down, x0)
-            columns[x1, i] = _column(layers, b + i, stride, down, x1)
-            columns[x2, i] = _column(layers, c + i, stride, down, x2)
-            columns[x3, i] = _column(layers, d + i, stride, down, x3)
-    for x in range(width):
-        for k in range(np.uintp(3)):
-            total = ZERO
-            for i in range(np.uintp(4)):
-                total += across[i, x] * columns[x, i * np.uintp(LAYERS) + k]
-            warped[k, x] = total
-
-
-@_compiled
-def _column(layers, at, stride, down, x):
-    total = ZERO
-    for j in range(np.uintp(4)):
-        total += down[j, x] * layers[at + j * stride]
-    return total
-
-
-@_kernel
-def _update_flow(start, stop, row, u1, u2, p11, p12, p21, p22, ix, iy, rho, inverse, change):
+@_row_kernel
+def _update_flow(start, stop, row, planes, change):
     """The thresholding step and the divergence of the dual variables, along a row of whole blocks.
 
-    ``change`` [2, LANES] gets the squares of the changes: the last block, which may reach beyond the image, apart.
+    ``change`` [2 LANES] gets the squares; those of the last block, which may reach beyond the image, apart.
     """
+    u1, u2, p11, p12, p21, p22, ix, iy, rho, inverse = planes
     for block in range(start, stop, BLOCK):
-        which = BLOCK if block + BLOCK == stop else np.uintp(0)
+        part = BLOCK if block + BLOCK == stop else np.uintp(0)
         for i in range(BLOCK):
             x = block + i
             old1, old2, gx, gy = u1[x], u2[x], ix[x], iy[x]
             along = -(rho[x] + gx * old1 + gy * old2) * inverse[x]
             along = min(max(along, -BOUND), BOUND)
-            new1 = old1 + along * gx + STEP * (p11[x] - p11[x - NEXT] + p12[x] - p12[x - row])
-            new2 = old2 + along * gy + STEP * (p21[x] - p21[x - NEXT] + p22[x] - p22[x - row])
+            new1 = old1 + along * gx + THETA_32 * (p11[x] - p11[x - LEFT] + p12[x] - p12[x - row])
+            new2 = old2 + along * gy + THETA_32 * (p21[x] - p21[x - LEFT] + p22[x] - p22[x - row])
             u1[x] = new1
             u2[x] = new2
-            change[which + i] += (new1 - old1) ** 2 + (new2 - old2) ** 2
+            change[part + i] += (new1 - old1) ** 2 + (new2 - old2) ** 2
 
 
-@_kernel
-def _update_dual(start, stop, row, u1, u2, p11, p12, p21, p22):
+@_row_kernel
+def _update_dual(start, stop, row, planes):
     """The dual variables from the forward gradient of the flow, along a row of whole blocks."""
+    u1, u2, p11, p12, p21, p22, _, _, _, _ = planes
     for block in range(start, stop, BLOCK):
         for i in range(BLOCK):
             x = block + i
-            u1x, u1y = u1[x + NEXT] - u1[x], u1[x + row] - u1[x]
-            u2x, u2y = u2[x + NEXT] - u2[x], u2[x + row] - u2[x]
-            scale1 = ONE / (ONE + np.sqrt(u1x * u1x + u1y * u1y))
-            scale2 = ONE / (ONE + np.sqrt(u2x * u2x + u2y * u2y))
-            p11[x] = (p11[x] + u1x) * scale1
-            p12[x] = (p12[x] + u1y) * scale1
-            p21[x] = (p21[x] + u2x) * scale2
-            p22[x] = (p22[x] + u2y) * scale2
+            u1x, u1y = u1[x + LEFT] - u1[x], u1[x + row] - u1[x]
+            u2x, u2y = u2[x + LEFT] - u2[x], u2[x + row] - u2[x]
+            scale1 = ONE / (ONE + STEP * np.sqrt(u1x * u1x + u1y * u1y))
+            scale2 = ONE / (ONE + STEP * np.sqrt(u2x * u2x + u2y * u2y))
+            p11[x] = (p11[x] + STEP * u1x) * scale1
+            p12[x] = (p12[x] + STEP * u1y) * scale1
+            p21[x] = (p21[x] + STEP * u2x) * scale2
+            p22[x] = (p22[x] + STEP * u2y) * scale2
+
+
+@_row_kernel
+def _copy(source, start, target, to, size):
+    for i in range(size):
+        target[to + i] = source[start + i]
 
 
 @_compiled
-def _iterate(state, saved, width, count, enough):
-    """Up to ``count`` iterations, fewer if one changes the flow by no more than ``enough``; returns the last change."""
-    done, change = 0, np.float32(np.inf)
-    while done < count and change > enough:
-        ahead = min(WAVE, count - done)
+def _iterate(state, saved, width, enough):
+    """INNER iterations, fewer if one changes the flow by no more than ``enough``; returns the last change.
+
+    The change falls with about the power -3/2 of the iteration. Three quarters of the iterations that are foreseen
+    run at once; where they went too far all the same, they are undone.
+    """
+    height, planes, stride = state.shape
+    flat = state.reshape(-1)
+    size = np.uintp(CHANGING * stride)
+    done, ahead, change = 0, 1, enough + ONE  # not inf, which fastmath does not know
+    while done < INNER and change > enough:
         changes = _run_wave(state, saved, width, ahead)
-        for i in range(ahead):
-            change = changes[i]
-            if change <= enough:
-                if i + 1 < ahead:
-                    _restore(state, saved)
-                    _run_wave(state, saved, width, i + 1)
-                break
+        needed = 0
+        while needed < ahead and change > enough:
+            change = changes[needed]
+            needed += 1
+        if needed < ahead:
+            for y in range(1, height - 1):
+                _copy(saved, np.uintp(y) * size, flat, np.uintp(y * planes * stride), size)
+            _run_wave(state, saved, width, needed)
         done += ahead
+        foreseen = done * ((change / enough) ** (2 / 3) - 1)
+        ahead = min(max(int(0.75 * foreseen), 1), WAVE, INNER - done)
     return change
 
 
 @_compiled
-def _restore(state, saved):
-    height, planes, stride = state.shape
-    flat = state.reshape(-1)
-    size = CHANGING * stride
-    for y in range(1, height - 1):
-        start = y * planes * stride
-        for i in range(size):
-            flat[start + i] = saved[y, i]
-
-
-@_compiled
 def _run_wave(state, saved, width, count):
-    """``count`` iterations, each a row behind the one before it; the change of each.
-
-    ``saved`` gets what was before them.
-    """
-    height, planes, stride = state.shape
-    height -= 2
+    """``count`` iterations, each a row behind the one before it; the change of each. ``saved`` gets what was before."""
+    height, number, stride = state.shape
     flat = state.reshape(-1)
-    u1, u2 = flat, flat[stride:]
-    p11, p12, p21, p22 = (
-        flat[P11 * stride :],
-        flat[P12 * stride :],
-        flat[P21 * stride :],
-        flat[P22 * stride :],
-    )
-    ix, iy, rho, inverse = (
-        flat[IX * stride :],
-        flat[IY * stride :],
-        flat[RHO * stride :],
-        flat[INVERSE * stride :],
-    )
-    row = planes * stride
+    planes = _planes(state)
+    row, size = np.uintp(number * stride), np.uintp(CHANGING * stride)
     blocks = (width + LANES - 1) // LANES
-    lanes = np.zeros((count, 2 * LANES), np.float32)
-    size = CHANGING * stride
-    for front in range(1, height + count + 1):
-        if front <= height:
-            saved[front] = flat[front * row : front * row + size]
+    squares = np.zeros((count, 2 * LANES), np.float32)
+    for front in range(1, height + count):
+        if front < height - 1:
+            _copy(flat, np.uintp(front) * row, saved, np.uintp(front) * size, size)
         for k in range(count):
             y = front - k
-            if 1 <= y <= height:
-                start = np.uintp(y * row + LANES)
-                _update_flow(
-                    start,
-                    start + np.uintp(blocks * LANES),
-                    np.uintp(row),
-                    u1,
-                    u2,
-                    p11,
-                    p12,
-                    p21,
-                    p22,
-                    ix,
-                    iy,
-                    rho,
-                    inverse,
-                    lanes[k],
-                )
-                last = y * row + LANES + width
-                u1[last] = u1[last - 1]
-                u2[last] = u2[last - 1]
-            if 2 <= y <= height + 1:
-                start = np.uintp((y - 1) * row + LANES)
-                below = np.uintp(row if y <= height else 0)
-                _update_dual(start, start + np.uintp(blocks * LANES), below, u1, u2, p11, p12, p21, p22)
+            start = np.uintp(y) * row
+            stop = start + np.uintp(blocks * LANES)
+            if 1 <= y < height - 1:
+                _update_flow(start, stop, row, planes, squares[k])
+                for u in planes[:2]:
+                    u[start + np.uintp(width)] = u[start + np.uintp(width - 1)]
+            if 2 <= y < height:
+                below = row if y < height - 1 else np.uintp(0)
+                _update_dual(start - row, stop - row, below, planes)
     inside = LANES + width - (blocks - 1) * LANES
     changes = np.empty(count, np.float32)
     for k in range(count):
-        changes[k] = lanes[k, :LANES].sum() + lanes[k, LANES:inside].sum() if blocks else 0
+        changes[k] = squares[k, :inside].sum()
     return changes
