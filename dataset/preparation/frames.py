@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 
 import cv2
@@ -12,7 +12,7 @@ import numpy as np
 from dataset.jpeg import decode, encode
 from dataset.preparation.decode import Report, decode_video
 from dataset.preparation.find import Video
-from dataset.preparation.flow import compute_flow, encode_flow
+from dataset.preparation.flow import METHODS, compute_flow, encode_flow
 from dataset.preparation.frame_folders import frame_files, read_flow_files, read_jpegs
 from dataset.store import BrokenVideo
 
@@ -27,6 +27,10 @@ class Options:
     short_side: int | None = None
     fps: float | None = None
     quality: int = 90
+    flow_by: str | None = field(init=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, "flow_by", METHODS[self.flow] if "flow" in self.streams else None)
 
 
 def make_frames(

@@ -30,7 +30,7 @@ from dataset.preparation.find import (
     keep_to_classes,
     listed_in,
 )
-from dataset.preparation.flow import METHODS
+from dataset.preparation.flow import METHODS, warm_up
 from dataset.preparation.frames import Options
 from dataset.preparation.merge import merge, remove_finished, wait_for_others
 from dataset.preparation.owner import owned
@@ -139,6 +139,8 @@ def claim(plan: Plan) -> None:
 
 def compare_options(found: dict, plan: Plan) -> None:
     """Raise UserError where the options that were ``found`` differ from those of the plan."""
+    if "flow" in found["streams"]:
+        found = {"flow_by": "opencv"} | found  # before it was noted
     differing = [
         f"--{key} {found[key]} there, {value} here"
         for key, value in json.loads(json.dumps(asdict(plan.options))).items()
@@ -153,6 +155,8 @@ def compare_options(found: dict, plan: Plan) -> None:
 
 def prepare_share(share: list[Video], plan: Plan, jobs: int) -> dict[str, dict]:
     """Prepare this process's videos, with a progress bar; after the first ones it says what all will take."""
+    if share and "flow" in plan.options.streams:
+        warm_up(plan.options.flow)
     notes: dict[str, dict] = {}
     frames, size, seconds, began = 0, 0, 0.0, time.perf_counter()
     sample = min(len(share), max(8, 2 * jobs))
@@ -311,7 +315,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         help="what to make",
     )
     parser.add_argument(
-        "--flow", default="tvl1", choices=METHODS, help="flow method; dis is tens of times as fast"
+        "--flow", default="tvl1", choices=tuple(METHODS), help="flow method; dis is several times as fast"
     )
     parser.add_argument("--bound", type=float, default=20.0, help="flow is clipped to this many pixels")
     parser.add_argument(

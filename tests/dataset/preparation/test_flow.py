@@ -1,8 +1,14 @@
+import json
+from dataclasses import asdict
+from types import SimpleNamespace
+
 import cv2
 import numpy as np
 import pytest
 
 from dataset.preparation.flow import color_wheel, compute_flow, decode_flow, encode_flow
+from dataset.preparation.frames import Options
+from dataset.preparation.prepare import compare_options
 from utils.errors import UserError
 
 
@@ -53,6 +59,20 @@ def test_decoding_inverts_encoding_within_half_a_level():
 def test_unknown_method_is_named():
     with pytest.raises(UserError, match=r"farneback.*tvl1, dis"):
         compute_flow(texture(), texture(), "farneback")
+
+
+def test_a_database_goes_on_with_the_flow_that_it_was_begun_with():
+    assert Options().flow_by == "coclr-numba-1"
+    assert Options(streams=("rgb",)).flow_by is None
+    mine, dis = (json.loads(json.dumps(asdict(Options(flow=flow)))) for flow in ("tvl1", "dis"))
+    old = {key: value for key, value in mine.items() if key != "flow_by"}  # before it was noted
+    plan = SimpleNamespace(options=Options(), out="DIR")
+    compare_options(mine, plan)
+    compare_options(dis | {"flow_by": "opencv"}, SimpleNamespace(options=Options(flow="dis"), out="DIR"))
+    compare_options(old | {"streams": ["rgb"]}, SimpleNamespace(options=Options(streams=("rgb",)), out="DIR"))
+    for found in (mine | {"flow_by": "opencv"}, old):
+        with pytest.raises(UserError, match=r"DIR was begun .*--flow_by opencv there, coclr-numba-1 here"):
+            compare_options(found, plan)
 
 
 def test_color_wheel():
