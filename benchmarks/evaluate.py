@@ -25,8 +25,7 @@ from dataset.jpeg import encode
 from dataset.registry import Videos
 from dataset.store import pack_frames, write_store
 from dataset.window_dataset import crop_boxes
-from eval.predict import read_videos
-from eval.protocols import extract
+from eval.predict import features_of, read_videos
 from utils.errors import UserError, one_line_errors
 from utils.launch import World
 from utils.options import Parser, add_database_options, positive_int
@@ -94,7 +93,7 @@ def main(argv: list[str] | None = None) -> None:
         (videos,) = read_videos(args, "test")
 
         def ours() -> Tensor:
-            return extract(network, param["feature_size"], videos, args, World(0, 1, device)).features
+            return features_of(network, param["feature_size"], videos, args, World(0, 1, device))[0]
 
         runs = in_turns({"plain": lambda: plain(network, videos, args, device), "ours": ours}, args.repeat)
     (slow, *_), (fast, *_) = (rounds[0] for rounds in runs.values())

@@ -165,7 +165,10 @@ def folder_of(path: str, dirname: str, datasets: tuple[str, str]) -> tuple[Path,
 def merged_provenance(
     streams: tuple[Provenance, Provenance], paths: tuple[str, str], mode: str
 ) -> Provenance:
-    """The provenance of two streams merged, as far as theirs is known."""
+    """The provenance of two streams merged, as far as theirs is known; UserError where they are of different splits."""
+    splits = {stream["split"] for stream in streams if stream.get("split")}
+    if len(splits) > 1:
+        raise UserError(f"{paths[0]} and {paths[1]} are of different splits: {min(splits)} and {max(splits)}")
     origins = [stream.get("origin") or {} for stream in streams]
     methods = dict.fromkeys(origin.get("method", "unknown") for origin in origins)
     checkpoints = [stream.get("checkpoint", path) for stream, path in zip(streams, paths, strict=True)]

@@ -47,6 +47,24 @@ def read_videos(args: argparse.Namespace, *parts: str) -> list[Videos]:
     return found
 
 
+def features_of(
+    backbone: nn.Module,
+    size: int,
+    videos: Videos,
+    args: argparse.Namespace,
+    world: World,
+    per_window: bool = False,
+) -> tuple[Tensor, Videos]:
+    """Features [V, size] of the network: the global average of the centre crop, see ``predict``."""
+    network = for_inference(backbone, args, world)
+
+    def global_average(clips: Tensor) -> Tensor:
+        return network(clips).float().mean(dim=(2, 3, 4))
+
+    means, readable = predict(global_average, size, videos, args, world, per_window=per_window)
+    return means["center"], readable
+
+
 def class_probabilities(
     model: LinearClassifier,
     videos: Videos,

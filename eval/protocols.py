@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 from backbone.select_backbone import select_backbone
 from dataset.registry import Videos
 from eval.features import PARTS, Features, are_current, load_features, save_features
 from eval.metrics import accuracies, retrieve
 from eval.pictures import confusion_matrix, confusion_picture, recall_curve
-from eval.predict import class_probabilities, for_inference, predict, read_videos
+from eval.predict import class_probabilities, features_of, for_inference, read_videos
 from eval.records import append_record, check_folder, check_results, provenance_of, write_file
 from model.released import fetch
 from model.weights import RANDOM, has_classifier, load_backbone, load_classifier, origin
@@ -142,14 +142,9 @@ def evaluate_retrieval(
 def extract(
     backbone: nn.Module, size: int, videos: Videos, args: argparse.Namespace, world: World
 ) -> Features:
-    """Features of the readable ``videos``: the global average, averaged over all windows, centre crop."""
-    network = for_inference(backbone, args, world)
-
-    def global_average(clips: Tensor) -> Tensor:
-        return network(clips).float().mean(dim=(2, 3, 4))
-
-    means, readable = predict(global_average, size, videos, args, world)
-    return Features(means["center"], torch.from_numpy(readable.labels), readable.names)
+    """Features of the ``videos`` that can be read, see ``features_of``."""
+    features, readable = features_of(backbone, size, videos, args, world)
+    return Features(features, torch.from_numpy(readable.labels), readable.names)
 
 
 def random_weights(args: argparse.Namespace, world: World) -> Path:

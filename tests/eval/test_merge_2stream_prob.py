@@ -99,6 +99,16 @@ def test_summed_similarities_over_the_common_videos(folder):
     assert record["numbers"]["R@1"] < 100
 
 
+def test_streams_of_different_splits_are_refused(folder, capsys):
+    parts = {"train": features(NAMES, 1), "test": features(NAMES, 2)}
+    for dataset, split in (("tiny", 1), ("tiny-f", 2)):
+        save_features(folder / dataset, dataset, parts, {"split": split})
+    with pytest.raises(SystemExit, match="2"):
+        merge.main(["--prob1", "tiny", "--prob2", "tiny-f", "--dataset", "tiny", "--mode", "s"])
+    assert "error: tiny and tiny-f are of different splits: 1 and 2" in capsys.readouterr().err
+    assert not (folder / "results.jsonl").exists()
+
+
 BAD = {
     "corrupt JSON": (lambda f: (f / "flow.json").write_text('{"C0/v0": {'), "flow.json is corrupt, not JSON"),
     "missing file": (lambda f: (f / "flow.json").unlink(), "cannot read flow.json"),
