@@ -59,20 +59,17 @@ def crop_resize(
     Returns uint8 [T, size, size, 3], ``out`` if it is given.
     """
     reference = reference or frames[0].shape[:2]
-    crops = [_cut(frame, box, reference) for frame in frames]
-    step = FRAMES_AT_ONCE if len({crop.shape for crop in crops}) == 1 else 1
-    clip = torch.empty(len(crops), size, size, 3, dtype=torch.uint8) if out is None else out
-    for start in range(0, len(crops), step):
-        chunk = torch.from_numpy(np.stack(crops[start : start + step])).permute(0, 3, 1, 2)  # [t, 3, h, w]
-        resized = F.interpolate(chunk, size=(size, size), mode="bicubic", antialias=True)
+    step = FRAMES_AT_ONCE if len({frame.shape for frame in frames}) == 1 else 1
+    clip = torch.empty(len(frames), size, size, 3, dtype=torch.uint8) if out is None else out
+    for start in range(0, len(frames), step):
+        chunk = frames[start : start + step]
+        rows, columns = (
+            _scaled(box[axis], box[axis + 2], chunk[0].shape[axis], reference[axis]) for axis in (0, 1)
+        )
+        crops = torch.from_numpy(np.stack([frame[rows, columns] for frame in chunk]))  # [t, h, w, 3]
+        resized = F.interpolate(crops.permute(0, 3, 1, 2), size=(size, size), mode="bicubic", antialias=True)
         clip[start : start + step] = resized.permute(0, 2, 3, 1)
     return clip
-
-
-def _cut(frame: np.ndarray, box: Box, reference: tuple[int, int]) -> np.ndarray:
-    """The part of ``frame`` [H, W, 3] under ``box``, which is given for a frame of ``reference`` pixels."""
-    rows, columns = (_scaled(box[axis], box[axis + 2], frame.shape[axis], reference[axis]) for axis in (0, 1))
-    return frame[rows, columns]
 
 
 def _scaled(start: int, extent: int, length: int, expected: int) -> slice:

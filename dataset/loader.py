@@ -1,12 +1,8 @@
 """Loaders: the order of training, shared out to the ranks, and processes that read ahead."""
 
 import argparse
-import os
-import signal
-import threading
 from collections.abc import Iterable, Iterator
 
-import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
@@ -16,7 +12,7 @@ from dataset.registry import open_videos, parse_name
 from dataset.window_dataset import Item, WindowDataset
 from utils.cores import available_cores
 from utils.errors import UserError
-from utils.workers import answer_for_lost_items, check_shared_memory
+from utils.workers import check_shared_memory, start_worker
 
 
 class ShuffledBatches:
@@ -53,28 +49,6 @@ class ShuffledBatches:
         for batch in range(len(self)):
             start = (batch * self.world_size + self.rank) * self.batch_size
             yield [(self.epoch, int(i)) for i in left[start : start + self.batch_size]]
-
-
-def start_worker(worker: int) -> None:
-    """DataLoader worker_init_fn: one core for OpenCV too; signals are for the training process to answer.
-
-    SLURM sends its signals to every process of a job, yet the last step and its checkpoint need the workers. So
-    SIGTERM ends a worker only when it comes from the process that started it, as it does when that one ends.
-    """
-    cv2.setNumThreads(0)
-    answer_for_lost_items()
-    for number in (signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # macOS lacks it
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """Wait for SIGTERM from the parent and end with status 0, which torch takes as a proper end."""
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
-    os._exit(0)
 
 
 def make_loader(
@@ -124,7 +98,6 @@ def pretraining_loader(
             f"--dataset {args.dataset}: this training needs two clips of {streams} stream(s) per video, "
             f"that is {name.base}{ending.replace('NAME', name.base)}"
         )
-    given = {"rgb": args.rgb_lmdb, "flow": args.flow_lmdb}
-    videos = open_videos(args.dataset, "train", args.seq_len, args.ds, args.data_root, given)
+    videos = open_videos(args.dataset, "train", args.seq_len, args.ds, args.data_root, vars(args))
     dataset = ClipDataset(videos, args.seq_len, args.ds, args.img_dim, args.seed)
     return make_loader(dataset, args.batch_size, args.workers, rank, world_size, device)

@@ -33,10 +33,9 @@ CROPS = {"center": 1, "five": 5, "ten": 5}  # spatial crops decoded; ten = five 
 
 def read_videos(args: argparse.Namespace, *parts: str) -> list[Videos]:
     """The videos of each of the ``parts``; UserError where they do not have the same classes."""
-    databases = {"rgb": args.rgb_lmdb, "flow": args.flow_lmdb}
     found = [
         open_videos(
-            args.dataset, part, args.seq_len, args.ds, args.data_root, databases, split=args.which_split
+            args.dataset, part, args.seq_len, args.ds, args.data_root, vars(args), split=args.which_split
         )
         for part in parts
     ]

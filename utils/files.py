@@ -67,6 +67,11 @@ def _free_space(folder: Path) -> str:
     return ""
 
 
+def cache_folder() -> Path:
+    """Where what can be made or fetched again is kept: $COCLR_CACHE, else ~/.cache/coclr."""
+    return Path(os.environ.get("COCLR_CACHE") or Path.home() / ".cache" / "coclr")
+
+
 def lock(path: str | os.PathLike, wait: bool = True) -> BinaryIO:
     """Hold ``path``, made if it is missing, for this process alone until the returned file is closed.
 

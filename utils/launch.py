@@ -38,6 +38,7 @@ MAY_DIFFER = (  # options that one process of a run may be given and another not
     "data_root",
     "rgb_lmdb",
     "flow_lmdb",
+    "rgb_videos",
 )
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 

@@ -83,6 +83,7 @@ def add_database_options(group: argparse._ActionsContainer) -> None:
     group.add_argument("--data_root", help="folder of the datasets; $COCLR_DATA or ./data if not given")
     group.add_argument("--rgb_lmdb", help="RGB database, if it is not at DATA_ROOT/NAME/rgb.lmdb")
     group.add_argument("--flow_lmdb", help="flow database, if it is not at DATA_ROOT/NAME/flow.lmdb")
+    group.add_argument("--rgb_videos", help="RGB folder of videos, if it is not at DATA_ROOT/NAME/videos")
 
 
 def training_parser(description: str, models: list[str], num_seq: int, **defaults: Any) -> Parser:

@@ -1,8 +1,11 @@
-"""The processes of a loader: room for what they read ahead, and an answer for what they cannot send."""
+"""The processes of a loader: how they begin and end, room for what they read ahead, an answer for what is lost."""
 
 import multiprocessing.queues
 import os
+import signal
+import threading
 
+import cv2
 from torch._utils import ExceptionWrapper
 
 from utils.errors import UserError
@@ -42,3 +45,25 @@ def answer_for_lost_items() -> None:
         )
 
     multiprocessing.queues.Queue._on_queue_feeder_error = send_error
+
+
+def start_worker(worker: int) -> None:
+    """DataLoader worker_init_fn: one core for OpenCV too; signals are for the training process to answer.
+
+    SLURM sends its signals to every process of a job, yet the last step and its checkpoint need the workers. So
+    SIGTERM ends a worker only when it comes from the process that started it, as it does when that one ends.
+    """
+    cv2.setNumThreads(0)
+    answer_for_lost_items()
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # macOS lacks it
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Wait for SIGTERM from the parent and end with status 0, which torch takes as a proper end."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

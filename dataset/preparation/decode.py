@@ -75,6 +75,10 @@ class FrameIndex:
     keys: np.ndarray
     size: tuple[int, int]
 
+    def is_timed(self) -> bool:
+        """Whether every frame has a time stamp of its own, which rise."""
+        return bool((np.diff(self.pts) > 0).all()) and -1 not in self.pts
+
 
 def index_frames(path: str, report: Report | None = None) -> FrameIndex:
     """Index of the frames that ``decode_video(path)`` gives; raises BrokenVideo where that does.
@@ -96,10 +100,9 @@ def read_frames(path: str, index: FrameIndex, numbers: Sequence[int]) -> Iterato
     Raises BrokenVideo if the file has not the frames of ``index``.
     """
     wanted = list(numbers)
-    key = index.keys[np.searchsorted(index.keys, wanted[0], "right") - 1]
-    for begin in dict.fromkeys((int(key), 0)):  # where seeking fails, from the beginning
+    for by_time in (True, False) if index.is_timed() else (False,):  # where seeking fails, from the beginning
         with VideoFile(path, size=index.size) as video:
-            for number, frame in video.numbered(index, begin):
+            for number, frame in video.timed(index, wanted) if by_time else video.counted():
                 if number > wanted[0]:
                     break
                 if number == wanted[0]:
@@ -147,6 +150,7 @@ class VideoFile:
         self._end = 0  # of the last frame, in ticks since the first
         self._fault = ""  # the last
         self._torn = False  # reading failed before the end
+        self._needed: set[int] | None = None  # time stamps of the frames that are asked for, if not all are
         self._graph = self._graph_input = None
         with _messages(av.logging.ERROR) as messages:
             try:
@@ -227,6 +231,9 @@ class VideoFile:
         begun = False  # what precedes the first key frame nobody can show
         for packet in self._packets():
             begun |= packet.is_keyframe
+            if self._needed is not None:  # of the others those are decoded that others follow from
+                is_needed = packet.pts is None or packet.pts in self._needed
+                self.stream.codec_context.skip_frame = "DEFAULT" if is_needed else "NONREF"
             try:
                 yield from self.stream.decode(packet)
             except av.FFmpegError as error:
@@ -244,13 +251,20 @@ class VideoFile:
             raise BrokenVideo(self.path, f"reading {self.path} failed: {error.strerror}") from error
         yield av.Packet()  # what the decoder holds back comes out
 
-    def numbered(self, index: FrameIndex, begin: int) -> Iterator[tuple[int, av.VideoFrame]]:
-        """Frames from key frame ``begin`` on with their numbers in ``index``; ends at one that is not in it."""
-        if begin == 0:
-            for number, (_, frame) in enumerate(self.shown()):
-                yield number, frame
-            return
-        self.container.seek(int(index.pts[begin]), stream=self.stream)
+    def counted(self) -> Iterator[tuple[int, av.VideoFrame]]:
+        """All frames with their numbers."""
+        for number, (_, frame) in enumerate(self.shown()):
+            yield number, frame
+
+    def timed(self, index: FrameIndex, wanted: Sequence[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+        """Frames with their numbers in ``index``, from the key frame before the ``wanted`` ones on; not all others.
+
+        Ends at a frame that is not in the index.
+        """
+        key = index.keys[np.searchsorted(index.keys, wanted[0], "right") - 1]
+        self._needed = set(index.pts[list(wanted)].tolist())
+        if key > 0:
+            self.container.seek(int(index.pts[key]), stream=self.stream)
         for _, frame in self.shown():
             number = -1 if frame.pts is None else int(np.searchsorted(index.pts, frame.pts))
             if not 0 <= number < len(index.pts) or index.pts[number] != frame.pts:

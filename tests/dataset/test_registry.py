@@ -89,3 +89,14 @@ def test_any_name_may_have_a_database_per_part(tmp_path):
     shutil.move(tmp_path / "mine", tmp_path / "k400")
     with pytest.raises(UserError, match="long enough"):
         open_videos("k400", "train", 16, 1, tmp_path)
+
+
+def test_a_database_without_labels_trains_and_has_no_test_part(tmp_path):
+    make_dataset(tmp_path / "mine")
+    (tmp_path / "mine/classes.txt").write_text("")
+    for part in ("train", "test"):
+        (tmp_path / f"mine/{part}list01.txt").unlink()
+    videos = open_videos("mine-2clip", "train", 4, 2, tmp_path)
+    assert (len(videos), videos.classes, set(videos.labels)) == (24, [], {0})
+    with pytest.raises(UserError, match="mine has no test part"):
+        open_videos("mine", "test", 4, 2, tmp_path)
