@@ -1,6 +1,7 @@
 """Errors that reach a user as one line."""
 
 import functools
+import io
 import os
 import re
 import sys
@@ -45,6 +46,10 @@ def one_line_errors(main):
 
     @functools.wraps(main)
     def run(*args, **kwargs):
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(
+                errors="backslashreplace"
+            )  # a terminal need not have every letter of a name
         try:
             result = main(*args, **kwargs)
             sys.stdout.flush()  # where a reader that left early is noticed

@@ -64,24 +64,24 @@ def main(argv: list[str] | None = None) -> None:
         help="speed of a full colour; that of the fastest hundredth shown if not given",
     )
     args = parser.parse_args(argv)
-    databases = next(
-        (pair for pair in pairs(args.db) if args.video in VideoStore(next(filter(None, pair))).names),
-        pairs(args.db)[0],
-    )
+    databases = pairs(args.db)
+    holding = [(rgb, flow) for rgb, flow in databases if args.video in VideoStore(rgb or flow).names]
+    rgb, flow = (holding or databases)[0]
     times = np.linspace(0, 1, args.frames)
-    rows = [read_images(VideoStore(path), args.video, times) if path else [] for path in databases]
-    full = args.full
-    if rows[1]:
-        flows = [decode_flow(image, args.bound) for image in rows[1]]
-        full = full or max(1.0, float(np.percentile([np.linalg.norm(flow, axis=-1) for flow in flows], 99)))
-        rows[1] = [color_wheel(flow, full) for flow in flows]
+    rows = []
+    said = ""
+    if rgb:
+        rows.append(read_images(VideoStore(rgb), args.video, times))
+    if flow:
+        flows = [decode_flow(image, args.bound) for image in read_images(VideoStore(flow), args.video, times)]
+        fastest = np.percentile([np.linalg.norm(frame, axis=-1) for frame in flows], 99)
+        full = args.full or max(1.0, float(fastest))
+        rows.append([color_wheel(frame, full) for frame in flows])
+        said = f"; a full colour is {full:.1f} pixels per frame"
     try:
-        saved = cv2.imwrite(str(args.output), contact_sheet([row for row in rows if row])[..., ::-1])
+        saved = cv2.imwrite(str(args.output), contact_sheet(rows)[..., ::-1])
     except cv2.error as error:
         raise UserError(f"cannot write {args.output}: a name that ends in .png or .jpg is needed") from error
     if not saved:
         raise UserError(f"cannot write {args.output}; does its folder exist?")
-    print(
-        f"{args.output}: {args.frames} frames of {args.video}"
-        + (f"; a full colour is {full:.1f} pixels per frame" if rows[1] else "")
-    )
+    print(f"{args.output}: {args.frames} frames of {args.video}{said}")

@@ -10,8 +10,8 @@ within some hundred steps. Motions go on throughout a video, and a mirror image 
 writes DIR/<Class>/v_<Class>_gGG_c01.avi (motion JPEG) and UCF-style lists DIR/{classInd,trainlist01,testlist01}.txt.
 """
 
-import os
 import shutil
+import uuid
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -22,6 +22,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from utils.cores import available_cores
 from utils.errors import UserError, one_line_errors
 from utils.options import Parser
 
@@ -65,7 +66,8 @@ def texture(rng: np.random.Generator, size: int) -> np.ndarray:
     """A random texture between two random colours: float32 [size, size, 3] in [0, 255]."""
     y, x = np.mgrid[:size, :size].astype(np.float32) / size
     bend = noise(rng, size)
-    cos, sin = np.cos(angle := rng.uniform(0, np.pi)), np.sin(angle)
+    angle = rng.uniform(0, np.pi)
+    cos, sin = np.cos(angle), np.sin(angle)
     u, v = (rng.uniform(3, 7) * (a * cos + b * sin) + 0.8 * bend for a, b in ((x, y), (-y, x)))
     kind = rng.integers(4)
     if kind == 0:
@@ -147,18 +149,24 @@ def write_video(job: tuple[str, int], folder: Path, size: int, frames: int, seed
     for frame in render(rng, name, size, frames):
         writer.write(frame)
     writer.release()
-    if (
-        cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FRAME_COUNT) != frames
-    ):  # the writer itself never complains
+    written = cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FRAME_COUNT)  # the writer itself never complains
+    if written != frames:
         raise UserError(f"{path} could not be written whole: is the disk full?")
 
 
 def write_footage(out: Path, videos: int, size: int, frames: int, seed: int, jobs: int) -> None:
     """Write ``videos`` videos of every class and their lists to the new folder ``out``; a fifth is for testing."""
-    part = out.with_name(out.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)  # of a run that was killed
+    part = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.part")
     for name in CLASSES:
         (part / name).mkdir(parents=True)
+    try:
+        _fill(part, videos, size, frames, seed, jobs)
+        part.rename(out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _fill(part: Path, videos: int, size: int, frames: int, seed: int, jobs: int) -> None:
     todo = [(name, number) for name in CLASSES for number in range(videos)]
     with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:  # OpenCV's threads do not survive a fork
         work = pool.map(
@@ -177,7 +185,6 @@ def write_footage(out: Path, videos: int, size: int, frames: int, seed: int, job
     }
     for name, lines in lists.items():
         (part / f"{name}.txt").write_text("\n".join(lines) + "\n")
-    part.rename(out)
 
 
 @one_line_errors
@@ -188,7 +195,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--size", type=int, default=96, help="width and height in pixels")
     parser.add_argument("--frames", type=int, default=48, help="length of a video")
     parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn")
-    parser.add_argument("-j", "--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes")
+    parser.add_argument("-j", "--jobs", type=int, default=available_cores(), help="processes")
     args = parser.parse_args(argv)
     for option, least, most in (
         ("videos", 2, 100000),

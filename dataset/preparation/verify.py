@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from dataset.catalogue import PART_FOLDERS, STREAMS
 from dataset.jpeg import decode_whole
 from dataset.store import BrokenVideo, VideoStore
 from utils.errors import UserError, one_line_errors
@@ -26,12 +27,11 @@ def verify_store(store: VideoStore, sample: int | None, is_flow: bool, problems:
     """
     announced = store.frame_counts()
     found: Found = {}
-    chosen = (
-        range(len(store))
-        if sample is None
-        else np.linspace(0, len(store) - 1, min(sample, len(store)), dtype=int)
-    )
-    chosen, record_bytes, sizes = set(chosen), 0, Counter()
+    chosen = set(range(len(store)))
+    if sample is not None:
+        chosen = set(np.linspace(0, len(store) - 1, min(sample, len(store)), dtype=int).tolist())
+    record_bytes = 0
+    sizes: Counter = Counter()  # of the decoded frames
     for name, count in Counter(store.names).items():
         if count > 1:
             problems.append(f"{name}: {count} records have this name")
@@ -57,11 +57,11 @@ def verify_store(store: VideoStore, sample: int | None, is_flow: bool, problems:
             problems.append(f"{name}: {frames} frames, but __vlen__ says {announced[position]}")
     readable = [video for video in found.values() if video]
     frames = sum(count for count, _ in readable)
+    decoded = ", ".join(f"{count} of {size[0]}x{size[1]}" for size, count in sizes.most_common(5))
     print(
         f"{store.path}: {len(readable)} of {len(store)} videos readable, {frames} frames, {record_bytes / 1e6:.1f} "
         f"MB, {record_bytes / max(frames, 1):.0f} bytes per frame; decoded {sizes.total()} frames of {len(chosen)} "
-        "videos, "
-        + (", ".join(f"{count} of {size[0]}x{size[1]}" for size, count in sizes.most_common(5)) or "none")
+        f"videos, {decoded or 'none'}"
     )
     return found
 
@@ -109,17 +109,15 @@ def pairs(path: Path) -> list[tuple[Path | None, Path | None]]:
     if path.is_file() or (path / "data.mdb").is_file():
         is_flow = any(word in path.name for word in ("flow", "tvl1"))
         return [(None, path) if is_flow else (path, None)]
-    folders = [
-        folder
-        for folder in (path, path / "train", path / "val")
-        if any((folder / f"{stream}.lmdb").exists() for stream in ("rgb", "flow"))
-    ]
-    if not folders:
+    found = []
+    for folder in (path, *(path / part for part in PART_FOLDERS.values())):
+        databases = [folder / STREAMS[stream].database for stream in ("rgb", "flow")]
+        if any(database.exists() for database in databases):
+            rgb, flow = (database if database.exists() else None for database in databases)
+            found.append((rgb, flow))
+    if not found:
         raise UserError(f"{path} is no database and holds no rgb.lmdb or flow.lmdb")
-    return [
-        tuple(p if (p := folder / f"{stream}.lmdb").exists() else None for stream in ("rgb", "flow"))
-        for folder in folders
-    ]
+    return found
 
 
 @one_line_errors

@@ -1,7 +1,13 @@
+import os
+import subprocess
+import sys
+
 import cv2
 import msgpack
 import numpy as np
 import pytest
+from databases import write_database
+from runs import environment
 
 from dataset.preparation.verify import main
 from dataset.store import pack_frames, write_store
@@ -111,3 +117,17 @@ def test_kinetics_folder_and_missing_databases(tmp_path, capsys, pair):
         main([str(tmp_path)])
     assert stop.value.code == 2
     assert "is no database and holds no rgb.lmdb" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "shown"), [("café/x", r"caf\xe9/x"), ("caf\udce9/x", r"caf\udce9/x")])
+def test_names_that_the_terminal_cannot_show(tmp_path, name, shown):
+    write_database(tmp_path / "rgb.lmdb", {os.fsencode(name): [b"no JPEG"]})
+    done = subprocess.run(
+        [sys.executable, "-m", "dataset.verify", "rgb.lmdb"],
+        cwd=tmp_path,
+        env=environment() | {"PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (1, "")
+    assert f"\n{shown}: rgb.lmdb: frame 0 is not a whole JPEG" in done.stdout
