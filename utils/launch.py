@@ -3,6 +3,8 @@
 import argparse
 import contextlib
 import ctypes
+import functools
+import gc
 import json
 import logging
 import os
@@ -11,14 +13,17 @@ import signal
 import socket
 import sys
 import threading
+import traceback
 import warnings
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional  # its functions keep the group that they find when they are imported: none yet
 from torch.distributed.rendezvous import rendezvous
 
 from utils.cores import available_cores
@@ -29,6 +34,7 @@ from utils.processes import check_rank, in_slurm_step, local_processes, process_
 log = logging.getLogger("coclr")
 
 SECONDS_OF_SILENCE = 10
+LOST_PROCESS = re.compile(r"gloo|nccl|closed by peer|connection reset|timed out|heartbeat", re.IGNORECASE)
 MAY_DIFFER = (  # options that one process of a run may be given and another not
     "rank",
     "local_rank",
@@ -231,6 +237,43 @@ def start(args: argparse.Namespace) -> World:
 
 
 def stop() -> None:
-    """Leave the process group."""
+    """Leave the process group and wait for its threads; nothing may hold a DistributedDataParallel any more.
+
+    A thread of the group that is still at work when Python ends aborts the process (SIGABRT, "terminate called without
+    an active exception").
+    """
     if dist.is_initialized():
+        gc.collect()
         dist.destroy_process_group()
+
+
+def closes_process_group(main: Callable[..., None]) -> Callable[..., None]:
+    """Decorate a command's ``main`` that calls ``start``: it leaves the process group in order, however it ends.
+
+    An error that comes from the loss of another process becomes a UserError.
+    """
+
+    @functools.wraps(main)
+    def run(*args, **kwargs):
+        try:
+            return main(*args, **kwargs)
+        except BaseException as error:
+            _let_variables_go(error)
+            is_lost = isinstance(error, RuntimeError) and LOST_PROCESS.search(str(error))
+            if not (is_lost and dist.is_initialized()):
+                raise
+            raise UserError(
+                f"another process of this run ended ({str(error).splitlines()[0][:120]}); start it again: training "
+                "goes on from its last checkpoint with --resume auto"
+            ) from error
+        finally:
+            stop()
+
+    return run
+
+
+def _let_variables_go(error: BaseException | None) -> None:
+    """Those of the functions that an error left: models among them hold the process group."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__

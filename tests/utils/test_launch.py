@@ -1,8 +1,11 @@
 """Starts of several processes: where they meet, who belongs to whom, and one line for what goes wrong."""
 
+import multiprocessing
 import os
+import re
 import signal
 import socket
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +13,7 @@ from runs import NCE, SMALL, Started, free_port, refused, run
 
 from utils import launch
 from utils.errors import UserError
+from utils.options import pretraining_parser
 
 HALF = (*NCE, "--batch_size", "2", "--epochs", "1")
 
@@ -113,6 +117,75 @@ def test_waiting_is_said_and_ctrl_c_ends_it(cwd):
             assert process.process.exitcode is None
         process.send_signal(signal.SIGINT)
         assert process.finish(timeout=20).returncode in (-signal.SIGINT, 130)
+
+
+def threads_of_group():
+    names = [
+        Path(f"/proc/self/task/{thread}/comm").read_text().strip() for thread in os.listdir("/proc/self/task")
+    ]
+    return [name for name in names if "gloo" in name]
+
+
+def train_a_little(rank, port, outcome):
+    """In a process of its own: ends with status 0 if ``main`` ended as ``outcome`` says and left no thread behind."""
+
+    @launch.closes_process_group
+    def main():
+        words = (
+            "--world-size",
+            "2",
+            "--rank",
+            str(rank),
+            "--dist-url",
+            f"tcp://127.0.0.1:{port}",
+            "--gpu",
+            "-1",
+        )
+        launch.start(pretraining_parser("", ["infonce"], "ucf101-2clip", 0).parse_args(words))
+        model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(3, 3), broadcast_buffers=False)
+        model(torch.ones(2, 3)).sum().backward()
+        assert threads_of_group()
+        if outcome == "error":
+            try:
+                model(torch.ones(7))
+            except RuntimeError as error:
+                raise UserError("as a model in the frames of two errors") from error
+        if outcome == "lost":
+            if rank == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            model(torch.ones(2, 3)).sum().backward()
+
+    message = ""
+    try:
+        main()
+    except UserError as error:  # held until Python has ended
+        message = str(error)
+        left = threads_of_group()
+    else:
+        left = threads_of_group()
+    assert left == []
+    expected = {
+        "finished": "",
+        "error": "as a model",
+        "lost": "another process of this run ended .*--resume auto",
+    }
+    assert re.match(expected[outcome], message)
+
+
+@pytest.mark.parametrize("outcome", ["finished", "error", "lost"])
+def test_no_thread_of_the_process_group_outlives_main(outcome):
+    """Python would abort when it ends while one is at work: about one of 100 runs did after its last epoch."""
+    context = multiprocessing.get_context("forkserver")
+    port = free_port()
+    ranks = [context.Process(target=train_a_little, args=(rank, port, outcome)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(60)
+    statuses = [process.exitcode for process in ranks]
+    for process in ranks:
+        process.kill()
+    assert statuses == ([0, -signal.SIGKILL] if outcome == "lost" else [0, 0])
 
 
 def test_plain_python_in_a_slurm_job_evaluates_alone(cwd):
