@@ -2,48 +2,45 @@
 
 import argparse
 import logging
-from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+from torch.utils.data import DataLoader
 
 from backbone.select_backbone import feature_shape
-from dataset.augmentation import View, draw_crop
+from dataset.augmentation import View, augment_batch, draw_crop
+from dataset.catalogue import parse_name
 from dataset.clip_dataset import ClipDataset
 from dataset.loader import make_loader
-from dataset.registry import Videos, parse_name
+from dataset.options import add_data_options
+from dataset.registry import Videos
 from eval.predict import class_probabilities, read_videos
 from eval.protocols import evaluate
 from model.classifier import LinearClassifier
+from model.options import add_model_options
 from model.released import fetch
-from model.weights import RANDOM, check_classes, digest, has_classifier, load_backbone, origin
+from model.weights import RANDOM, check_classes, digest, has_classifier, load_backbone, origin, resume
 from utils import launch
-from utils.checkpoint import load_checkpoint
-from utils.engine import Batch, Step, Trainer, run_folder
+from utils.checkpoint import TrainState, load_checkpoint
+from utils.engine import Batch, in_parallel, train_epoch
 from utils.errors import UserError, one_line_errors
 from utils.launch import World
 from utils.metrics import top_k_hits
-from utils.options import Parser, positive_int, training_parser
-from utils.precision import refuse_unsound_precision
+from utils.options import Parser, add_launch_options, add_training_options, positive_int
+from utils.precision import refuse_unsound_precision, to_device, uses_channels_last
+from utils.run import Run
 
 log = logging.getLogger("coclr")
 
 
 def make_parser() -> Parser:
-    parser = training_parser(
-        __doc__,
-        ["lincls"],
-        num_seq=1,
-        dataset="ucf101",
-        workers=8,
-        wd=1e-3,
-        schedule=[60, 80],
-        prefix="linclr",
-    )
+    parser = Parser(__doc__)
+    add_model_options(parser, ["lincls"])
     group = parser.add_argument_group("classifier")
     group.add_argument(
         "--pretrain", metavar="CKPT", help="start from this checkpoint's network: path, URL or name"
@@ -79,6 +76,9 @@ def make_parser() -> Parser:
     group.add_argument(
         "--offline", action="store_true", help="never download; released weights from the cache alone"
     )
+    add_data_options(parser, dataset="ucf101", clips=1, workers=8)
+    add_training_options(parser, wd=1e-3, schedule=[60, 80], prefix="linclr")
+    add_launch_options(parser)
     return parser
 
 
@@ -111,24 +111,77 @@ def validation_part(videos: Videos) -> Videos:
     return videos.subset(order[chosen])
 
 
-def make_step(train_what: str) -> Step:
-    def step(
-        model: nn.Module, clips: Tensor, batch: Batch, iteration: int
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss and scalars of one batch; clips [B, 1, 1, 3, T, H, W]."""
-        if train_what == "last":
-            getattr(model, "module", model).backbone.eval()  # frozen, running statistics too
-        logits = model(clips[:, 0, 0])[0].float()
-        loss = F.cross_entropy(logits, batch["label"])
-        return loss, {"loss": loss, **top_k_hits(logits, batch["label"])}
+def training_loader(args: argparse.Namespace, world: World, videos: Videos) -> DataLoader:
+    """Loader of one view of each training video."""
+    dataset = ClipDataset(
+        videos,
+        args.seq_len,
+        args.ds,
+        args.img_dim,
+        args.seed,
+        lambda rng: (View(0, "finetune"),),
+        lambda rng, height, width: draw_crop(rng, height, width, attempts=10, fallback="centre"),
+    )
+    return make_loader(dataset, args.batch_size, args.workers, world.rank, world.size, world.device)
 
-    return step
+
+def start_backbone(args: argparse.Namespace, model: LinearClassifier) -> tuple[dict[str, Any], str]:
+    """Start the network from --pretrain; returns where that comes from, and what the run's name calls it."""
+    if not args.pretrain:
+        if args.train_what == "last" and not args.resume:
+            log.warning("no --pretrain: a linear probe of random weights")
+        return RANDOM, "scratch"
+    path = fetch(args.pretrain, args.offline)
+    checkpoint = load_checkpoint(path)
+    load_backbone(model.backbone, checkpoint, path)
+    log.info(
+        "network: all of %s (epoch %d); its projection head and queue are not needed",
+        path,
+        checkpoint.get("epoch", -1),
+    )
+    stem = path.name.removesuffix(".tar").removesuffix(".pth")
+    return origin(checkpoint, path), f"{stem}-{digest(path)[:6]}"
+
+
+def origin_of_resumed(path: Path, classes: list[str], default: dict[str, Any]) -> dict[str, Any]:
+    """Where the network of a run that goes on comes from; raises UserError where it tells other classes apart."""
+    saved = load_checkpoint(path)
+    if has_classifier(saved):
+        check_classes(saved, classes, path)
+    return saved.get("origin", default)
+
+
+def make_optimizer(args: argparse.Namespace, model: LinearClassifier) -> torch.optim.Optimizer:
+    """Of the layer, and of the network where that is trained too: a group each."""
+    head = [p for name, p in model.named_parameters() if not name.startswith("backbone.")]
+    groups = [{"params": head}]
+    if args.train_what != "last":
+        scale = 0.1 if args.train_what == "ft" else 1.0
+        groups.insert(0, {"params": list(model.backbone.parameters()), "lr_scale": scale})
+    if args.optim == "sgd":
+        return torch.optim.SGD(groups, lr=args.lr, weight_decay=args.wd, momentum=0.9)
+    return torch.optim.Adam(groups, lr=args.lr, weight_decay=args.wd)
+
+
+def validate(
+    args: argparse.Namespace, world: World, model: LinearClassifier, videos: Videos
+) -> dict[str, float]:
+    """Accuracies of the model, with rank 0's running statistics, on the middle windows of ``videos``."""
+    if world.size > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
+    probabilities, readable = class_probabilities(model, videos, args, world, middle_only=True)
+    hits = top_k_hits(probabilities["center"], torch.from_numpy(readable.labels))
+    return {f"val_{name}": value.item() for name, value in hits.items()}
 
 
 def train(args: argparse.Namespace, world: World) -> None:
     """Train the linear layer, or it and the network, and validate along the way."""
+    channels_last = uses_channels_last(args, world.device)
     videos, test = read_videos(args, "train", "test")
     validation = validation_part(test)
+    loader = training_loader(args, world, videos)
+
     probe = args.train_what == "last"
     torch.manual_seed(args.seed)
     model = LinearClassifier(
@@ -139,99 +192,56 @@ def train(args: argparse.Namespace, world: World) -> None:
         use_l2_norm=probe,
         use_final_bn=probe or args.final_bn,
     )
-    extra: dict[str, Any] = {"classes": videos.classes, "origin": RANDOM}
-    start = "scratch"
-    if args.pretrain:
-        path = fetch(args.pretrain, args.offline)
-        checkpoint = load_checkpoint(path)
-        load_backbone(model.backbone, checkpoint, path)
-        extra["origin"] = origin(checkpoint, path)
-        start = f"{path.name.removesuffix('.tar').removesuffix('.pth')}-{digest(path)[:6]}"
-        log.info(
-            "network: all of %s (epoch %d); its projection head and queue are not needed",
-            path,
-            checkpoint.get("epoch", -1),
-        )
-    elif probe and not args.resume:
-        log.warning("no --pretrain: a linear probe of random weights")
-    refuse_unsound_precision(
-        args.precision,
-        world.device,
-        model.backbone,
-        (args.batch_size, 3, args.seq_len, args.img_dim, args.img_dim),
-    )
+    network_origin, start = start_backbone(args, model)
+    to_device(model, world.device, channels_last)
+    clip_shape = (args.batch_size, 3, args.seq_len, args.img_dim, args.img_dim)
+    refuse_unsound_precision(args.precision, world.device, model.backbone, clip_shape)
+    model.backbone.requires_grad_(not probe)
+    if args.compile:
+        model.backbone.compile()
+    parallel = in_parallel(model, world)
+
+    def step(batch: Batch, iteration: int) -> tuple[Tensor, dict[str, Tensor]]:
+        if probe:
+            model.backbone.eval()  # frozen, running statistics too
+        clips = augment_batch(batch, channels_last)[:, 0, 0]  # [B, 3, T, H, W]
+        logits = parallel(clips)[0].float()
+        loss = F.cross_entropy(logits, batch["label"])
+        return loss, {"loss": loss, **top_k_hits(logits, batch["label"])}
+
+    optimizer = make_optimizer(args, model)
+    scaler = torch.amp.GradScaler(world.device.type, enabled=args.precision == "fp16")
+    facts = {
+        "net": args.net,
+        "method": "linear classifier",
+        "classes": videos.classes,
+        "origin": network_origin,
+    }
+    state = TrainState(model, optimizer, scaler, args.lr, args.start_epoch, facts)
 
     name = (
         f"{args.name_prefix}{args.dataset}-{args.img_dim}-sp{args.which_split}_{args.net}_{args.optim}"
         f"_bs{args.batch_size}_lr{args.lr}_wd{args.wd}_dp{args.dropout}_len{args.seq_len}_ds{args.ds}"
         f"_train-{args.train_what}_pt-{start}"
     )
-    folder, resume = run_folder(args, name, world)
-    if resume:
-        saved = load_checkpoint(resume)
-        if has_classifier(saved):
-            check_classes(saved, videos.classes, resume)
-        extra["origin"] = saved.get("origin", extra["origin"])
-    if args.compile:
-        model.backbone.compile()
-    model.backbone.requires_grad_(not probe)
-    head = [p for name, p in model.named_parameters() if not name.startswith("backbone.")]
-    groups = (
-        [{"params": head}]
-        if probe
-        else [
-            {
-                "params": list(model.backbone.parameters()),
-                "lr_scale": 0.1 if args.train_what == "ft" else 1.0,
-            },
-            {"params": head},
-        ]
-    )
-    dataset = ClipDataset(
-        videos,
-        args.seq_len,
-        args.ds,
-        args.img_dim,
-        args.seed,
-        lambda rng: (View(0, "finetune"),),
-        lambda rng, height, width: draw_crop(rng, height, width, attempts=10, fallback="centre"),
-    )
-
-    def validate(epoch: int) -> dict[str, float]:
-        if (epoch + 1) % args.eval_freq and epoch != args.epochs - 1:
-            return {}
-        if world.size > 1:
-            for buffer in model.buffers():  # each process has its own running statistics; rank 0's are saved
-                dist.broadcast(buffer, 0)
-        probabilities, readable = class_probabilities(model, validation, args, world, middle_only=True)
-        hits = top_k_hits(probabilities["center"], torch.from_numpy(readable.labels))
-        return {f"val_{name}": value.item() for name, value in hits.items()}
-
-    kind = partial(torch.optim.SGD, momentum=0.9) if args.optim == "sgd" else torch.optim.Adam
-    loader = make_loader(dataset, args.batch_size, args.workers, world.rank, world.size, world.device)
-    trainer = Trainer(
-        args,
-        world,
-        model,
-        groups,
-        partial(kind, lr=args.lr, weight_decay=args.wd),
-        make_step(args.train_what),
-        loader,
-        folder,
-        resume,
-        best="val_top1",
-        validate=validate,
-        extra=extra,
-    )
+    run = Run(args, name, world)
+    if run.resume:
+        state.facts["origin"] = origin_of_resumed(run.resume, videos.classes, network_origin)
+        resume(state, run.resume, world.size, args.reset_lr)
     log.info(
         "%s: %d training and %d validation videos of %d classes, %d steps per epoch",
-        folder,
+        run.folder,
         len(videos),
         len(validation),
         len(videos.classes),
-        trainer.batches.batches_per_epoch(),
+        len(loader),
     )
-    trainer.fit()
+    with run.training(state.iteration):
+        while state.epoch < args.epochs:
+            means = train_epoch(args, world, run, state, loader, step)
+            if (state.epoch + 1) % args.eval_freq == 0 or state.epoch == args.epochs - 1:
+                means |= validate(args, world, model, validation)
+            run.end_epoch(state, means, means.get("val_top1"))
 
 
 @one_line_errors

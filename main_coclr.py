@@ -1,30 +1,42 @@
 """Co-train: improve the network of one stream with positives mined by the frozen network of the other."""
 
-import argparse
 import logging
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from dataset.augmentation import augment_batch
+from dataset.catalogue import parse_name
 from dataset.loader import pretraining_loader
+from dataset.options import add_data_options
 from dataset.registry import Videos
-from model.loss import hide_self_positive, mil_nce_loss
+from model.loss import hide_self_positive
+from model.methods import METHODS, methods_of
+from model.options import (
+    add_model_options,
+    add_momentum_contrast_options,
+    batch_norm_splits,
+    pretraining_run_name,
+)
 from model.pretrain import CoCLR
 from model.split_batch_norm import split_batch_norm
+from model.weights import load_encoder, resume
 from utils import launch
-from utils.engine import Batch, Step
+from utils.checkpoint import TrainState
+from utils.engine import Batch, compile_children, in_parallel, train_epoch
 from utils.errors import UserError, one_line_errors
-from utils.launch import World
 from utils.metrics import top_k_hits
-from utils.options import Parser, pretraining_parser
-from utils.pretraining import check_options, load_encoder, pretrain
+from utils.options import Parser, add_launch_options, add_training_options
+from utils.precision import refuse_unsound_precision, to_device, uses_channels_last
+from utils.run import Run
 
 log = logging.getLogger("coclr")
 
 
 def make_parser() -> Parser:
-    parser = pretraining_parser(__doc__, ["coclr"], dataset="ucf101-2stream-2clip", workers=16)
+    parser = Parser(__doc__)
+    add_model_options(parser, methods_of(streams=2))
     group = parser.add_argument_group("co-training")
     group.add_argument(
         "--pretrain",
@@ -43,84 +55,130 @@ def make_parser() -> Parser:
         metavar="P",
         help="probability per step of hiding the self-positive where another positive is left",
     )
+    add_data_options(parser, dataset="ucf101-2stream-2clip", clips=2, workers=16)
+    add_training_options(parser, wd=1e-5, schedule=[120, 160], prefix="pretrain")
+    add_momentum_contrast_options(parser)
+    add_launch_options(parser)
     return parser
 
 
-def load_start(args: argparse.Namespace, world: World, model: CoCLR) -> None:
-    """Start q and k from the first of --pretrain and the sampler from the second; say what was loaded."""
-    if not args.pretrain:
-        raise UserError(
-            "--pretrain OWN OTHER is needed: the two checkpoints to start from ('random' for untrained)"
-        )
-    streams = ("flow", "RGB") if args.reverse else ("RGB", "flow")
-    for path, encoder, role, stream in zip(
-        args.pretrain, (model.encoder_q, model.sampler), ("trained", "sampler"), streams, strict=True
-    ):
-        if path == "random":
-            log.info("%s network (%s): random weights", role, stream)
-        else:
-            log.info(
-                "%s network (%s): encoder_q of %s, epoch %d", role, stream, path, load_encoder(encoder, path)
-            )
-    model.encoder_k.load_state_dict(model.encoder_q.state_dict())
-    log.info(
-        "the queues start empty, as they should: the first %d steps fill them and train nothing",
-        args.moco_k // (args.batch_size * world.size),
-    )
-
-
 def label_of_source(videos: Videos) -> Tensor:
-    """Class label by source id, for monitoring alone."""
+    """Class label by source id [sources], for monitoring alone."""
     labels = np.full(videos.sources.max() + 1, -1)
     labels[videos.sources] = videos.labels
     return torch.from_numpy(labels)
 
 
-def make_step(args: argparse.Namespace, source_label: Tensor) -> Step:
-    """The co-training step; ``source_label`` [sources] tells the class of a source id."""
+def is_self_hidden(probability: float, seed: int, iteration: int) -> bool:
+    """Whether the self-positive is hidden in a step: the same draw on every rank."""
+    return np.random.default_rng((seed, iteration)).random() < probability
 
-    def step(
-        model: nn.Module, clips: Tensor, batch: Batch, iteration: int
-    ) -> tuple[Tensor | None, dict[str, Tensor]]:
-        """Loss, None while the queue fills, and scalars of one batch; clips [B, 2, 2, 3, T, H, W]."""
-        coclr = getattr(model, "module", model)
-        logits, positives = model(clips[:, 0], clips[:, 1], batch["source"])
-        if not coclr.queue_is_full:
-            return None, {}
-        own = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
-        scalars = top_k_hits(logits, positives)
-        scalars |= {f"self_{name}": value for name, value in top_k_hits(logits, own).items()}
-        if args.topk:
-            mined_label = source_label[coclr.mined_source]  # [B, topk]
-            scalars["mining_precision"] = (mined_label == batch["label"][:, None]).float().mean()
-        if (
-            np.random.default_rng((args.seed, iteration)).random() < args.hide_self
-        ):  # the same draw on every rank
-            positives = hide_self_positive(positives)
-        loss = mil_nce_loss(logits, positives)
-        return loss, {"loss": loss, **scalars}
 
-    return step
+def scalars_of(
+    logits: Tensor, positives: Tensor, label: Tensor, mined_label: Tensor | None
+) -> dict[str, Tensor]:
+    """What is monitored of a batch.
+
+    Args:
+        logits: [B, 1+K], of the query's own key first.
+        positives: [B, 1+K] bool.
+        label: classes [B].
+        mined_label: classes of the neighbours that were mined [B, topk].
+    """
+    own = torch.zeros_like(label)
+    scalars = top_k_hits(logits, positives)
+    scalars |= {f"self_{name}": value for name, value in top_k_hits(logits, own).items()}
+    if mined_label is not None:
+        scalars["mining_precision"] = (mined_label == label[:, None]).float().mean()
+    return scalars
+
+
+def start_encoders(model: CoCLR, pretrained: list[str] | None) -> None:
+    """Start q and k from the first of --pretrain and the sampler from the second; say what was loaded."""
+    if not pretrained:
+        raise UserError(
+            "--pretrain OWN OTHER is needed: the two checkpoints to start from ('random' for untrained)"
+        )
+    streams = ("flow", "RGB") if model.reverse else ("RGB", "flow")
+    encoders = {"trained": model.encoder_q, "sampler": model.sampler}
+    for path, (role, encoder), stream in zip(pretrained, encoders.items(), streams, strict=True):
+        if path == "random":
+            log.info("%s network (%s): random weights", role, stream)
+        else:
+            epoch = load_encoder(encoder, path)
+            log.info("%s network (%s): encoder_q of %s, epoch %d", role, stream, path, epoch)
+    model.encoder_k.load_state_dict(model.encoder_q.state_dict())
 
 
 @one_line_errors
 def main(argv: list[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
     world = launch.start(args)
-    check_options(args, world)
+    splits = batch_norm_splits(args, world.size)
     if not 0 <= args.topk < args.moco_k:
         raise UserError(f"--topk {args.topk} should be at least 0 and below --moco-k {args.moco_k}")
+    channels_last = uses_channels_last(args, world.device)
     loader = pretraining_loader(args, world.rank, world.size, world.device, streams=2)
-    videos = loader.dataset.videos
+    videos: Videos = loader.dataset.videos
     shares = np.bincount(videos.labels) / len(videos)
     log.info("mining precision of random neighbours would be %.3f", (shares**2).sum())
+    source_label = label_of_source(videos).to(world.device)
 
+    method = METHODS[args.model]
     torch.manual_seed(args.seed)
-    model = CoCLR(args.net, args.moco_dim, args.moco_k, args.moco_m, args.moco_t, args.topk, args.reverse)
-    split_batch_norm(model, args.bn_splits)
-    method = f"coclr-top{args.topk}{'-R' * args.reverse}"
-    step = make_step(args, label_of_source(videos).to(world.device))
-    pretrain(args, world, model, step, loader, method, start=lambda: load_start(args, world, model))
+    model = method.model(
+        args.net, args.moco_dim, args.moco_k, args.moco_m, args.moco_t, args.topk, args.reverse
+    )
+    split_batch_norm(model, splits)
+    to_device(model, world.device, channels_last)
+    if args.compile:
+        compile_children(model)
+    parallel = in_parallel(model, world)
+
+    def step(batch: Batch, iteration: int) -> tuple[Tensor | None, dict[str, Tensor]]:
+        clips = augment_batch(batch, channels_last)  # [B, 2, 2, 3, T, H, W]
+        logits, positives = parallel(clips[:, 0], clips[:, 1], *(batch[name] for name in method.inputs))
+        if not model.queue_is_full:
+            return None, {}  # no update
+        mined_label = source_label[model.mined_source] if args.topk else None
+        scalars = scalars_of(logits, positives, batch["label"], mined_label)
+        if is_self_hidden(args.hide_self, args.seed, iteration):
+            positives = hide_self_positive(positives)
+        loss = method.loss(logits, positives)
+        return loss, {"loss": loss, **scalars}
+
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.Adam(trained, lr=args.lr, weight_decay=args.wd, fused=True)
+    scaler = torch.amp.GradScaler(world.device.type, enabled=args.precision == "fp16")
+    dataset = parse_name(args.dataset)
+    facts = {"net": args.net, "method": method.model.__name__, "pretrained_on": dataset.base}
+    state = TrainState(model, optimizer, scaler, args.lr, args.start_epoch, facts)
+
+    name = f"coclr-top{args.topk}-R" if args.reverse else f"coclr-top{args.topk}"
+    run = Run(args, pretraining_run_name(args, name), world)
+    if run.resume:
+        resume(state, run.resume, world.size, args.reset_lr)
+    else:
+        start_encoders(model, args.pretrain)
+        log.info(
+            "the queues start empty, as they should: the first %d steps fill them and train nothing",
+            args.moco_k // (args.batch_size * world.size),
+        )
+    clip_shape = (args.batch_size, 3, args.seq_len, args.img_dim, args.img_dim)
+    refuse_unsound_precision(args.precision, world.device, model.encoder_q, clip_shape)
+
+    log.info(
+        "%s: %d videos, %d steps per epoch on %s, batch norm in groups of %d",
+        run.folder,
+        len(loader.dataset),
+        len(loader),
+        world,
+        args.batch_size // splits,
+    )
+    with run.training(state.iteration):
+        while state.epoch < args.epochs:
+            means = train_epoch(args, world, run, state, loader, step)
+            run.end_epoch(state, means, means.get("top1"), dataset.facts.keeps_all_checkpoints)
     launch.stop()
 
 

@@ -3,62 +3,98 @@
 import logging
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from dataset.augmentation import augment_batch
+from dataset.catalogue import parse_name
 from dataset.loader import pretraining_loader
-from model.loss import supcon_loss
-from model.pretrain import InfoNCE, UberNCE
+from dataset.options import add_data_options
+from model.methods import METHODS, methods_of
+from model.options import (
+    add_model_options,
+    add_momentum_contrast_options,
+    batch_norm_splits,
+    pretraining_run_name,
+)
 from model.split_batch_norm import split_batch_norm
+from model.weights import load_encoder, resume
 from utils import launch
-from utils.engine import Batch
+from utils.checkpoint import TrainState
+from utils.engine import Batch, compile_children, in_parallel, train_epoch
 from utils.errors import one_line_errors
 from utils.metrics import top_k_hits
-from utils.options import Parser, pretraining_parser
-from utils.pretraining import check_options, load_encoder, pretrain
+from utils.options import Parser, add_launch_options, add_training_options
+from utils.precision import refuse_unsound_precision, to_device, uses_channels_last
+from utils.run import Run
 
 log = logging.getLogger("coclr")
 
-MODELS = {"infonce": InfoNCE, "ubernce": UberNCE}
-
 
 def make_parser() -> Parser:
-    parser = pretraining_parser(__doc__, list(MODELS), dataset="ucf101-2clip", workers=16)
+    parser = Parser(__doc__)
+    add_model_options(parser, methods_of(streams=1))
     parser.add_argument(
         "--pretrain", metavar="CKPT", help="start both encoders from this checkpoint's query encoder"
     )
+    add_data_options(parser, dataset="ucf101-2clip", clips=2, workers=16)
+    add_training_options(parser, wd=1e-5, schedule=[120, 160], prefix="pretrain")
+    add_momentum_contrast_options(parser)
+    add_launch_options(parser)
     return parser
-
-
-def step(model: nn.Module, clips: Tensor, batch: Batch, iteration: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """Loss and scalars of one batch; clips [B, 2, 1, 3, T, H, W]."""
-    if isinstance(getattr(model, "module", model), UberNCE):
-        logits, positives = model(clips[:, :, 0], batch["label"])
-        loss = supcon_loss(logits, positives)
-    else:
-        logits, positives = model(clips[:, :, 0])
-        loss = F.cross_entropy(logits, positives)
-    return loss, {"loss": loss, **top_k_hits(logits, positives)}
 
 
 @one_line_errors
 def main(argv: list[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
     world = launch.start(args)
-    check_options(args, world)
+    splits = batch_norm_splits(args, world.size)
+    channels_last = uses_channels_last(args, world.device)
     loader = pretraining_loader(args, world.rank, world.size, world.device, streams=1)
 
+    method = METHODS[args.model]
     torch.manual_seed(args.seed)
-    model = MODELS[args.model](args.net, args.moco_dim, args.moco_k, args.moco_m, args.moco_t)
-    split_batch_norm(model, args.bn_splits)
+    model = method.model(args.net, args.moco_dim, args.moco_k, args.moco_m, args.moco_t)
+    split_batch_norm(model, splits)
+    to_device(model, world.device, channels_last)
+    if args.compile:
+        compile_children(model)
+    parallel = in_parallel(model, world)
 
-    def start() -> None:
-        if args.pretrain:
-            epoch = load_encoder(model.encoder_q, args.pretrain)
-            model.encoder_k.load_state_dict(model.encoder_q.state_dict())
-            log.info("both encoders: encoder_q of %s, epoch %d; the queue starts fresh", args.pretrain, epoch)
+    def step(batch: Batch, iteration: int) -> tuple[Tensor, dict[str, Tensor]]:
+        clips = augment_batch(batch, channels_last)[:, :, 0]  # [B, 2, 3, T, H, W]
+        logits, positives = parallel(clips, *(batch[name] for name in method.inputs))
+        loss = method.loss(logits, positives)
+        return loss, {"loss": loss, **top_k_hits(logits, positives)}
 
-    pretrain(args, world, model, step, loader, args.model, start)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.Adam(trained, lr=args.lr, weight_decay=args.wd, fused=True)
+    scaler = torch.amp.GradScaler(world.device.type, enabled=args.precision == "fp16")
+    dataset = parse_name(args.dataset)
+    facts = {"net": args.net, "method": method.model.__name__, "pretrained_on": dataset.base}
+    state = TrainState(model, optimizer, scaler, args.lr, args.start_epoch, facts)
+
+    run = Run(args, pretraining_run_name(args, args.model), world)
+    if run.resume:
+        resume(state, run.resume, world.size, args.reset_lr)
+    elif args.pretrain:
+        epoch = load_encoder(model.encoder_q, args.pretrain)
+        model.encoder_k.load_state_dict(model.encoder_q.state_dict())
+        log.info("both encoders: encoder_q of %s, epoch %d; the queue starts fresh", args.pretrain, epoch)
+    clip_shape = (args.batch_size, 3, args.seq_len, args.img_dim, args.img_dim)
+    refuse_unsound_precision(args.precision, world.device, model.encoder_q, clip_shape)
+
+    log.info(
+        "%s: %d videos, %d steps per epoch on %s, batch norm in groups of %d",
+        run.folder,
+        len(loader.dataset),
+        len(loader),
+        world,
+        args.batch_size // splits,
+    )
+    with run.training(state.iteration):
+        while state.epoch < args.epochs:
+            means = train_epoch(args, world, run, state, loader, step)
+            run.end_epoch(state, means, means.get("top1"), dataset.facts.keeps_all_checkpoints)
     launch.stop()
 
 

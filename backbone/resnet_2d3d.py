@@ -39,8 +39,6 @@ class Bottleneck(nn.Module):
 class ResNet2d3d50(nn.Module):
     """R2+3D-50 backbone, [B, first_channel, T, H, W] -> [B, 2048, T/2, H/32, W/32]."""
 
-    feature_size = 2048
-
     def __init__(self, first_channel: int = 3):
         super().__init__()
         self.conv1 = Conv3d(first_channel, 64, (5, 7, 7), (2, 2, 2), (2, 3, 3), bias=False)

@@ -99,8 +99,6 @@ class S3D(nn.Module):
     checkpoints hold each tensor under both names.
     """
 
-    feature_size = 1024
-
     def __init__(self, first_channel: int = 3, gating: bool = False):
         super().__init__()
         self.Conv_1a = STConv3d(first_channel, 64, kernel_size=7, stride=2, padding=3)

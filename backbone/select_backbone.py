@@ -1,4 +1,8 @@
-"""Backbones by name."""
+"""Networks by name: one row for each; options, messages and the sizes of layers follow from it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -7,22 +11,31 @@ from backbone.resnet_2d3d import ResNet2d3d50
 from backbone.s3dg import S3D
 from utils.errors import UserError
 
-BACKBONES = {
-    "s3d": lambda first_channel: S3D(first_channel, gating=False),
-    "s3dg": lambda first_channel: S3D(first_channel, gating=True),
-    "r50": ResNet2d3d50,
+
+@dataclass(frozen=True)
+class Network:
+    """``make(first_channel)`` gives the module; its features have ``feature_size`` channels."""
+
+    make: Callable[[int], nn.Module]
+    feature_size: int
+
+
+NETWORKS = {
+    "s3d": Network(partial(S3D, gating=False), 1024),
+    "s3dg": Network(partial(S3D, gating=True), 1024),
+    "r50": Network(ResNet2d3d50, 2048),
 }
 
 
 def select_backbone(network: str, first_channel: int = 3) -> tuple[nn.Module, dict[str, int]]:
-    """Return the backbone module and {"feature_size": C}; input [B, first_channel, T, H, W], output [B, C, T', H', W'].
+    """Return the backbone module and {"feature_size": C}; [B, first_channel, T, H, W] -> [B, C, T', H', W'].
 
     Raises ValueError, naming the known networks, for any other name.
     """
-    if network not in BACKBONES:
-        raise ValueError(f"unknown network {network!r}; choose one of {', '.join(BACKBONES)}")
-    module = BACKBONES[network](first_channel)
-    return module, {"feature_size": module.feature_size}
+    if network not in NETWORKS:
+        raise ValueError(f"unknown network {network!r}; choose one of {', '.join(NETWORKS)}")
+    row = NETWORKS[network]
+    return row.make(first_channel), {"feature_size": row.feature_size}
 
 
 def feature_shape(network: str, seq_len: int, img_dim: int) -> torch.Size:

@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -131,6 +132,16 @@ def augment(clips: Tensor, draws: Mapping[str, Tensor], channels_last: bool = Fa
         _apply(x, sigma > 0, blur, sigma)
         _apply(x, draws["flip"], _flip)
         return _normalize(x)
+
+
+def augment_batch(batch: Mapping[str, Any], channels_last: bool = False) -> Tensor:
+    """``augment`` a batch of ``ClipDataset`` items: float32 [B, V, streams, 3, T, S, S]."""
+    clips = batch["clips"]
+    shape = clips.shape[:3]
+    draws = {
+        name: draw.flatten(0, 1).repeat_interleave(shape[2], dim=0) for name, draw in batch["draws"].items()
+    }
+    return augment(clips.flatten(0, 2), draws, channels_last).unflatten(0, shape)
 
 
 def _clip_by_clip(device: torch.device) -> bool:

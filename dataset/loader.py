@@ -36,9 +36,6 @@ class ShuffledBatches:
         """Choose the epoch that the next iteration gives, and how many of its videos all ranks together had before."""
         self.epoch, self.videos_seen = epoch, videos_seen
 
-    def batches_per_epoch(self) -> int:
-        return self.length // self.global_batch
-
     def __len__(self) -> int:
         """Batches that are left of the epoch."""
         return max(self.length - self.videos_seen, 0) // self.global_batch
@@ -54,12 +51,21 @@ class ShuffledBatches:
 def make_loader(
     dataset: ClipDataset, batch_size: int, workers: int, rank: int, world_size: int, device: torch.device
 ) -> DataLoader:
-    """Loader of shuffled batches whose workers live on between epochs; at most one worker per available core."""
+    """Loader of shuffled batches whose workers live on between epochs; at most one worker per available core.
+
+    Raises UserError for fewer videos than a batch.
+    """
     workers = min(workers, available_cores())
     check_shared_memory(batch_size * dataset.item_bytes(), workers)
+    batches = ShuffledBatches(len(dataset), batch_size, rank, world_size, dataset.seed)
+    if len(batches) == 0:
+        raise UserError(
+            f"{len(dataset)} videos are fewer than one batch of {batch_size} on each of {world_size} "
+            "processes; lower --batch_size"
+        )
     return DataLoader(
         dataset,
-        batch_sampler=ShuffledBatches(len(dataset), batch_size, rank, world_size, dataset.seed),
+        batch_sampler=batches,
         num_workers=workers,
         pin_memory=device.type == "cuda",
         persistent_workers=workers > 0,

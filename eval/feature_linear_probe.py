@@ -29,7 +29,7 @@ def make_parser() -> Parser:
         "--eval_freq", type=positive_int, default=5, help="epochs between tests; the last is tested"
     )
     parser.add_argument(
-        "--schedule", type=int, nargs="*", default=[60, 80], help="epochs that drop the rate to 1/10"
+        "--schedule", type=int, nargs="*", default=(60, 80), help="epochs that drop the rate to 1/10"
     )
     parser.add_argument("--lr", type=float, default=1.0, help="learning rate at the start")
     parser.add_argument("--wd", type=float, default=1e-3, help="weight decay")

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 import eval  # noqa: F401  # first: see eval/eval.py
+from dataset.options import add_database_options
 from dataset.registry import Videos
 from dataset.splits import class_of
 from eval.features import PARTS, Features, add_feature_options, find_folder, load_features
@@ -17,7 +18,7 @@ from eval.records import write_file
 from utils.errors import UserError, one_line_errors
 from utils.log import start_logging
 from utils.metrics import as_text
-from utils.options import Parser, add_database_options, positive_int
+from utils.options import Parser, positive_int
 
 log = logging.getLogger("coclr")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
-from utils.files import download
+from utils.files import cache_folder, download
 
 SERVER = "https://www.robots.ox.ac.uk/~htd/coclr/"
 RELEASED = {
@@ -34,8 +34,7 @@ def fetch(source: str, offline: bool = False) -> Path:
         return Path(source)
     # a folder per source: features and probabilities are kept beside a checkpoint
     name = source if source in RELEASED else hashlib.sha256(url.encode()).hexdigest()[:16]
-    cache = Path(os.environ.get("COCLR_CACHE") or Path.home() / ".cache" / "coclr")
-    path = cache / name / (url.split("?")[0].rstrip("/").rsplit("/", 1)[-1] or "weights.tar")
+    path = cache_folder() / name / (url.split("?")[0].rstrip("/").rsplit("/", 1)[-1] or "weights.tar")
     if path.is_file():
         return path
     if offline:

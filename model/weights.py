@@ -1,22 +1,83 @@
-"""What a checkpoint, ours or the original's, holds for evaluation: a backbone, a classifier, and where it came from."""
+"""What a checkpoint, ours or the original's, holds, and how models take it up."""
 
 import hashlib
 import itertools
+import logging
 import re
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from dataset.registry import parse_name
 from model.classifier import LinearClassifier
-from utils.checkpoint import describe, encoder_state, load_state
+from utils.checkpoint import TrainState, load_checkpoint
 from utils.errors import UserError
+
+log = logging.getLogger("coclr")
 
 Checkpoint = dict[str, Any]
 
 RANDOM = {"method": "random", "pretrained_on": "nothing", "pretrain_epoch": -1}
 UNKNOWN = {"method": "unknown", "pretrained_on": "unknown", "pretrain_epoch": -1}
+
+# for checkpoints that do not say it, the original's and those of earlier versions: the first whose mark is in a key
+MARKS_OF_NETWORKS = {"s3dg": "gating_b0", "s3d": "Conv_1a", "r50": "layer4.2"}
+MARKS_OF_METHODS = {
+    "CoCLR": "sampler.",
+    "UberNCE": "queue_label",
+    "InfoNCE": "encoder_q.",
+    "a classifier": "final_fc.",
+}
+
+
+def method_of(checkpoint: Checkpoint) -> str | None:
+    """What was trained: as the checkpoint says, else as its keys look."""
+    return checkpoint.get("method") or _recognised(checkpoint, MARKS_OF_METHODS)
+
+
+def network_of(checkpoint: Checkpoint) -> str | None:
+    """Name of the network: as the checkpoint says, else as its keys look."""
+    return checkpoint.get("net") or _recognised(checkpoint, MARKS_OF_NETWORKS)
+
+
+def _recognised(checkpoint: Checkpoint, marks: dict[str, str]) -> str | None:
+    keys = " ".join(checkpoint["state_dict"])
+    return next((name for name, mark in marks.items() if mark in keys), None)
+
+
+def load_state(module: nn.Module, state: dict[str, Tensor], checkpoint: Checkpoint, path: str | Path) -> None:
+    """Load ``state``, which is the state of the ``checkpoint`` or a part of it, strictly into ``module``.
+
+    UserError, saying what the checkpoint seems to be, when it does not fit.
+    """
+    own = {key: value.shape for key, value in module.state_dict().items()}
+    given = {key: value.shape for key, value in state.items()}
+    wrong = {key for key in own.keys() | given.keys() if own.get(key) != given.get(key)}
+    if wrong:
+        method = method_of(checkpoint) or "an unknown model"
+        network = network_of(checkpoint) or "an unknown network"
+        raise UserError(
+            f"{path} does not fit: it seems to be {method} on {network}; "
+            f"{len(own.keys() - wrong)} of the {len(own)} tensors wanted match, {min(wrong)} does not; check "
+            "--net, --model, --moco-k and --moco-dim"
+        )
+    module.load_state_dict(state)
+
+
+def part_of_state(checkpoint: Checkpoint, prefix: str) -> dict[str, Tensor]:
+    """The part of a checkpoint's state dict under ``prefix``, without the prefix."""
+    state = checkpoint["state_dict"]
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+def load_encoder(encoder: nn.Module, path: str) -> int:
+    """Load ``encoder_q`` of the pretraining checkpoint at ``path`` into ``encoder``; returns its epoch.
+
+    Raises UserError when the file holds no such encoder, or one of another network.
+    """
+    checkpoint = load_checkpoint(path)
+    load_state(encoder, part_of_state(checkpoint, "encoder_q."), checkpoint, path)
+    return int(checkpoint.get("epoch", -1))
 
 
 def load_backbone(backbone: nn.Module, checkpoint: Checkpoint, path: str | Path) -> None:
@@ -25,8 +86,22 @@ def load_backbone(backbone: nn.Module, checkpoint: Checkpoint, path: str | Path)
     The rest (projection head, key encoder, queue) is not needed. Raises UserError, saying what the checkpoint seems to
     be, unless every tensor of the backbone is there.
     """
-    state = encoder_state(checkpoint, "encoder_q.0.") or encoder_state(checkpoint, "backbone.")
-    load_state(backbone, state, path, checkpoint["state_dict"])
+    state = part_of_state(checkpoint, "encoder_q.0.") or part_of_state(checkpoint, "backbone.")
+    load_state(backbone, state, checkpoint, path)
+
+
+def resume(state: TrainState, path: Path, processes: int, reset_lr: bool) -> None:
+    """Go on from the checkpoint at ``path``, see ``TrainState.restore``."""
+    checkpoint = load_checkpoint(path)
+    load_state(state.model, checkpoint["state_dict"], checkpoint, path)
+    state.restore(checkpoint, path, processes, reset_lr)
+    log.info(
+        "resumed from %s: epoch %d, %d videos of it seen, iteration %d",
+        path,
+        state.epoch,
+        state.seen,
+        state.iteration,
+    )
 
 
 def has_classifier(checkpoint: Checkpoint) -> bool:
@@ -65,7 +140,7 @@ def load_classifier(
         use_l2_norm=probe,
         use_final_bn="final_bn.weight" in state,
     )
-    load_state(model, state, path)
+    load_state(model, state, checkpoint, path)
     return model
 
 
@@ -77,18 +152,24 @@ def origin(checkpoint: Checkpoint, path: str | Path) -> dict[str, Any]:
     if has_classifier(checkpoint) or "origin" in checkpoint:
         return checkpoint.get("origin", UNKNOWN)
     options = checkpoint.get("options", {})
-    dataset = options.get("dataset")
-    named = re.search(r"ucf101|k400", Path(path).name)  # the released files say it in their names
-    method = describe(checkpoint["state_dict"]).removeprefix("an ").split()[0]
-    cycle = (
-        re.search(r"cycle(\d+)", options.get("name_prefix", ""), re.IGNORECASE) if method == "CoCLR" else None
-    )
-    return {
-        "method": method,
-        "pretrained_on": parse_name(dataset).base if dataset else named[0] if named else "unknown",
+    method = method_of(checkpoint)
+    found = {
+        "method": method or "unknown",
+        "pretrained_on": checkpoint.get("pretrained_on") or _guessed_dataset(options, path),
         "pretrain_epoch": int(checkpoint.get("epoch", -1)),
-        **({"cycle": int(cycle[1])} if cycle else {}),
     }
+    cycle = re.search(r"cycle(\d+)", options.get("name_prefix", ""), re.IGNORECASE)
+    if method == "CoCLR" and cycle:
+        found["cycle"] = int(cycle[1])
+    return found
+
+
+def _guessed_dataset(options: dict[str, Any], path: str | Path) -> str:
+    """The dataset of a checkpoint that does not say it: by its --dataset, else by the file name of a released one."""
+    if "dataset" in options:
+        return re.sub(r"(-f|-2stream)?(-2clip)?$", "", options["dataset"])
+    released = re.search(r"ucf101|k400", Path(path).name)
+    return released[0] if released else "unknown"
 
 
 def digest(path: Path) -> str:

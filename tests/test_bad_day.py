@@ -31,7 +31,7 @@ from runs import (
     start_torchrun,
     start_with_shared_memory,
 )
-from tiny_trainer import tiny_trainer
+from tiny_trainer import train_tiny
 
 from utils.checkpoint import load_checkpoint
 from utils.log import start_logging
@@ -65,7 +65,7 @@ def test_stopped_run_loses_and_repeats_nothing(cwd, undisturbed):
         assert "Traceback" not in done.stderr
         saved = load_checkpoint(interrupted)
         assert saved["iteration"] == len(trained(folder)) > before
-        assert saved["iteration"] == 4 * (saved["epoch"] + 1) + saved["batches"]
+        assert saved["iteration"] == 4 * (saved["epoch"] + 1) + saved["seen"] // 4
     with Started(*NCE, "--epochs", "50", "--resume", "auto", cwd=cwd) as process:
         process.wait_for_steps(folder, saved["iteration"] + 2)
         process.process.kill()
@@ -85,7 +85,7 @@ def test_stopped_where_every_step_ends_an_epoch(cwd):
         process.send_signal(signal.SIGTERM)
         assert process.finish().returncode == 128 + signal.SIGTERM
     saved = load_checkpoint(folder / "model/interrupted.pth.tar")
-    assert (saved["iteration"], saved["batches"]) == (saved["epoch"] + 2, 1)
+    assert (saved["iteration"], saved["seen"]) == (saved["epoch"] + 2, 16)
     run_ok(*words, str(saved["epoch"] + 4), cwd=cwd)
     assert sorted(losses(folder)) == list(range(saved["epoch"] + 4))
     assert {path.name for path in (folder / "model").glob("epoch*")} == {f"epoch{saved['epoch'] + 3}.pth.tar"}
@@ -97,27 +97,21 @@ def test_stopped_while_validating(cwd, monkeypatch):
     monkeypatch.chdir(cwd)
 
     def train(prefix, stop_at=None):
-        def validate(epoch):
+        def after_epoch(epoch):
             if epoch == stop_at:
                 os.kill(os.getpid(), signal.SIGTERM)
-            return {}
+
+        def loss_of(model, colours, iteration):
+            return model(colours).square().mean()
 
         torch.manual_seed(0)
-        tiny_trainer(
-            cwd / "data",
-            3,
-            0,
-            lambda model, colours, iteration: model(colours).square().mean(),
-            validate,
-            prefix=prefix,
-            resume="auto",
-        ).fit()
+        train_tiny(cwd / "data", 3, 0, loss_of, after_epoch, prefix=prefix, resume="auto")
 
     train("whole")
     with pytest.raises(SystemExit, match=str(128 + signal.SIGTERM)):
         train("stopped", stop_at=1)
     saved = load_checkpoint("log-stopped/long/model/interrupted.pth.tar")
-    assert (saved["epoch"], saved["batches"]) == (1, 1)
+    assert (saved["epoch"], saved["seen"]) == (1, 2)
     shutil.copytree("log-stopped", "log-resumed")  # this process holds the lock of the other
     train("resumed")
     assert losses(Path("log-resumed/long")) == losses(Path("log-whole/long"))
@@ -336,7 +330,7 @@ def test_disk_full_while_saving(cwd, first):
         )
         model = cwd / FOLDER / "model"
         assert load_checkpoint(model / "epoch0.pth.tar")["epoch"] == 0
-        assert {path.name for path in model.iterdir()} == {"epoch0.pth.tar", "model_best_epoch0.pth.tar"}
+        assert {path.name for path in model.iterdir()} == {"epoch0.pth.tar", "model_best_epoch0.pth.tar", "newest"}
         assert sorted(losses(cwd / FOLDER)) == list(range(8))
 
 
@@ -470,11 +464,11 @@ def test_fp16_overflows_are_counted(cwd, monkeypatch):
         return loss + zero.sqrt() if iteration in (3, 7) else loss  # the root's gradient is infinite there
 
     torch.manual_seed(0)
-    trainer = tiny_trainer(cwd / "data", 1, 0, loss_of, precision="fp16")
-    before = trainer.model.weight.clone()
-    trainer.fit()
+    model = torch.nn.Linear(3, 4)
+    before = model.weight.clone()
+    train_tiny(cwd / "data", 1, 0, loss_of, model=model, precision="fp16")
     records = [json.loads(line) for line in Path("log-pretrain/long/scalars.jsonl").read_text().splitlines()]
     assert [i for i, record in enumerate(records) if record["skipped"]] == [3, 7]
     assert f"skipped {2 / 9:.4f}" in Path("log-pretrain/long/log.txt").read_text()
-    assert trainer.model.weight.isfinite().all()
-    assert not torch.equal(trainer.model.weight, before)
+    assert model.weight.isfinite().all()
+    assert not torch.equal(model.weight, before)

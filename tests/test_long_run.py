@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from databases import make_dataset
-from tiny_trainer import tiny_trainer
+from tiny_trainer import train_tiny
 
 EPOCHS = 200
 
@@ -27,21 +27,16 @@ def train(folder: Path) -> None:
     torch.set_num_threads(1)
     found = []
 
-    def validate(epoch):
+    def after_epoch(epoch):
         if epoch % 5 == 0:
             found.append(
                 [usage(pid) for pid in (os.getpid(), *(p.pid for p in multiprocessing.active_children()))]
             )
-        return {}
 
-    tiny_trainer(
-        folder / "data",
-        EPOCHS,
-        2,
-        lambda model, colours, iteration: model(colours).square().mean(),
-        validate,
-        save_freq=5,
-    ).fit()
+    def loss_of(model, colours, iteration):
+        return model(colours).square().mean()
+
+    train_tiny(folder / "data", EPOCHS, 2, loss_of, after_epoch, save_freq=5)
     np.save("usage.npy", np.array(found))
 
 

@@ -148,7 +148,7 @@ def test_1_plus_1_epochs_equal_2_and_resuming_checks_the_classes(cwd, capsys):
     whole = load_checkpoint(next(cwd.glob("log-linclr/whole_*/model/epoch1.pth.tar")))
     # stop after the first of two epochs, as a killed run would
     patch = pytest.MonkeyPatch()
-    patch.setattr(main_classifier.Trainer, "_end_epoch", stop_after(main_classifier.Trainer._end_epoch))
+    patch.setattr(main_classifier.Run, "end_epoch", stop_after(main_classifier.Run.end_epoch))
     with patch.context(), pytest.raises(SystemExit):
         main(*words, "--epochs", "2", "--name_prefix", "parts_")
     patch.undo()

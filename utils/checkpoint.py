@@ -1,8 +1,11 @@
 """Checkpoints in the released form: {epoch, state_dict, best_acc, optimizer, iteration}, read without running code."""
 
+import contextlib
+import math
 import os
 import pickle
 import re
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from torch import Tensor, nn
 
 from utils.errors import UserError
 from utils.files import write_atomically
+from utils.metrics import Meters
 
 
 def save_atomically(content: Any, path: Path) -> None:
@@ -75,59 +79,6 @@ def _plain(key: str) -> str:
     return key.replace("_orig_mod.", "").removeprefix("module.")
 
 
-def describe(state: dict[str, Tensor]) -> str:
-    """In words, which network and model a state dict seems to be."""
-    keys = " ".join(state)
-    network = (
-        "s3dg"
-        if "gating_b0" in keys
-        else "s3d"
-        if "Conv_1a" in keys
-        else "r50"
-        if "layer4.2" in keys
-        else "an unknown network"
-    )
-    model = (
-        "CoCLR"
-        if "sampler." in keys
-        else "UberNCE"
-        if "queue_label" in keys
-        else "InfoNCE"
-        if "encoder_q." in keys
-        else "a classifier"
-        if "final_fc." in keys
-        else "an unknown model"
-    )
-    return f"{model} on {network}"
-
-
-def load_state(
-    module: nn.Module, state: dict[str, Tensor], path: str | Path, whole: dict[str, Tensor] | None = None
-) -> None:
-    """Load ``state``, a part of the ``whole`` state of a checkpoint or all of it, strictly into ``module``.
-
-    UserError, saying what the checkpoint seems to be, when it does not fit.
-    """
-    own = module.state_dict()
-    shapes = [{key: value.shape for key, value in part.items()} for part in (own, state)]
-    wrong = sorted(dict(shapes[0].items() ^ shapes[1].items()))
-    if wrong:
-        fitting = len(own) - len(own.keys() & wrong)
-        raise UserError(
-            f"{path} does not fit: it seems to be {describe(whole or state)}; {fitting} of the {len(own)} "
-            f"tensors wanted for {describe(own)} match, {wrong[0]} does not; check --net, --model, "
-            "--moco-k and --moco-dim"
-        )
-    module.load_state_dict(state)
-
-
-def encoder_state(checkpoint: dict[str, Any], prefix: str = "encoder_q.") -> dict[str, Tensor]:
-    """The part of a checkpoint's state dict under ``prefix``, without the prefix."""
-    return {
-        key[len(prefix) :]: value for key, value in checkpoint["state_dict"].items() if key.startswith(prefix)
-    }
-
-
 def optimizer_state_per_parameter(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Any]:
     """The optimiser's state in the released form: one group per parameter of ``model``, frozen ones included."""
     parameters, first = list(model.parameters()), optimizer.param_groups[0]
@@ -166,31 +117,108 @@ def load_optimizer_state(
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 
+@dataclass
+class TrainState:
+    """What training changes, which is what a checkpoint holds.
+
+    Args:
+        model: on its device.
+        optimizer: an entry "lr_scale" of a group multiplies the learning rate of that group.
+        scaler: of the losses of fp16; not enabled for other precisions.
+        base_lr: learning rate of the first epoch.
+        epoch: the epoch that is being trained, counted from 0.
+        facts: further entries of every checkpoint, which say what it is.
+        seen: samples that all processes have taken from this epoch.
+        iteration: steps of all epochs.
+        best: the best score of an epoch so far.
+        meters: scalars of this epoch.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    base_lr: float
+    epoch: int
+    facts: dict[str, Any]
+    seen: int = 0
+    iteration: int = 0
+    best: float = -math.inf
+    meters: Meters = field(default_factory=Meters)
+
+    def end_epoch(self) -> None:
+        """Go on to the next epoch."""
+        self.epoch += 1
+        self.seen = 0
+        self.meters = Meters()
+
+    def checkpoint(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Entries of a checkpoint; its "epoch" is the last finished one, "seen" samples of the next are done."""
+        content = {
+            "epoch": self.epoch - 1,
+            "state_dict": self.model.state_dict(),
+            "best_acc": self.best,
+            "optimizer": optimizer_state_per_parameter(self.optimizer, self.model),
+            "iteration": self.iteration,
+            "seen": self.seen,
+            "options": {**options, "lr": self.base_lr},
+            "scaler": self.scaler.state_dict(),
+            **self.facts,
+        }
+        if self.seen:
+            content["meters"] = {"sums": dict(self.meters.sums), "counts": dict(self.meters.counts)}
+        return content
+
+    def restore(self, saved: dict[str, Any], path: str | Path, processes: int, reset_lr: bool) -> None:
+        """Take up everything but the model's weights from the checkpoint ``saved`` at ``path``.
+
+        Earlier versions counted steps of the epoch, on as many ``processes`` as there are now. Raises UserError where
+        the optimiser's state does not fit.
+        """
+        if "optimizer" in saved:
+            load_optimizer_state(self.optimizer, self.model, saved["optimizer"], path)
+        if "scaler" in saved:
+            self.scaler.load_state_dict(saved["scaler"])
+        options = saved.get("options", {})
+        steps = int(saved.get("batches", 0))
+        self.epoch = int(saved.get("epoch", -1)) + 1
+        self.seen = int(saved.get("seen", steps * options.get("batch_size", 0) * processes))
+        self.iteration = int(saved.get("iteration", 0))
+        self.best = float(saved.get("best_acc", -math.inf))
+        self.meters = Meters(**saved.get("meters", {}))
+        if not reset_lr:
+            self.base_lr = float(options.get("lr", self.base_lr))
+
+
 class CheckpointFolder:
     """``<run folder>/model``: epoch<N>.pth.tar, model_best_epoch<N>.pth.tar, interrupted.pth.tar, and which to keep.
 
-    Args:
-        folder: the folder.
-        keep_all: keep every epoch's file instead of the newest alone.
+    The file "newest" names the one written last, which has not the highest number where a run went back to an earlier
+    epoch.
     """
 
     INTERRUPTED = "interrupted.pth.tar"
     BEST_KEPT = 5
 
-    def __init__(self, folder: Path, keep_all: bool = False):
-        self.folder, self.keep_all = folder, keep_all
+    def __init__(self, folder: Path):
+        self.folder = folder
 
-    def _numbered(self, stem: str) -> list[tuple[int, Path]]:
-        pattern = re.compile(rf"^{stem}(\d+)\.pth\.tar$")
-        found = [
-            (match, path) for path in self.folder.glob(f"{stem}*") if (match := pattern.match(path.name))
-        ]
-        return sorted((int(match[1]), path) for match, path in found)
+    def _numbered(self, stem: str) -> dict[Path, int]:
+        pattern = re.compile(rf"{stem}(\d+)\.pth\.tar")
+        matches = {path: pattern.fullmatch(path.name) for path in self.folder.glob(f"{stem}*")}
+        return {path: int(match[1]) for path, match in matches.items() if match}
 
-    def save_epoch(self, content: dict[str, Any], epoch: int, is_best: bool) -> None:
-        """Write epoch<N>, and model_best_epoch<N> if it is the best; then remove what need not be kept."""
-        path = self.folder / f"epoch{epoch}.pth.tar"
+    def _write(self, content: dict[str, Any], path: Path) -> None:
         save_atomically(content, path)
+        with write_atomically(self.folder / "newest") as file:
+            file.write(path.name.encode())
+
+    def save_epoch(self, content: dict[str, Any], epoch: int, is_best: bool, keep_all: bool = False) -> None:
+        """Write epoch<N>, and model_best_epoch<N> if it is the best; then remove what need not be kept.
+
+        Of earlier epochs nothing but the best is kept, unless ``keep_all``.
+        """
+        path = self.folder / f"epoch{epoch}.pth.tar"
+        self._write(content, path)
         if is_best:
             best = self.folder / f"model_best_epoch{epoch}.pth.tar"
             best.unlink(missing_ok=True)
@@ -198,22 +226,32 @@ class CheckpointFolder:
                 os.link(path, best)  # a second name of the same file
             except OSError:
                 save_atomically(content, best)
-        older = [] if self.keep_all else [old for number, old in self._numbered("epoch") if number < epoch]
-        worse = [old for _, old in self._numbered("model_best_epoch")[: -self.BEST_KEPT]]
-        leftovers = self.folder.glob(".*.part")  # of a killed process
-        for unneeded in (*older, *worse, *leftovers, self.folder / self.INTERRUPTED):
-            unneeded.unlink(missing_ok=True)
+        bests = self._numbered("model_best_epoch")
+        by_age = sorted(bests, key=lambda path: (bests[path] == epoch, path.stat().st_mtime_ns))
+        unneeded = [self.folder / self.INTERRUPTED, *by_age[: -self.BEST_KEPT]]
+        unneeded += self.folder.glob(".*.part")  # of a killed process
+        if not keep_all:
+            unneeded += [old for old, number in self._numbered("epoch").items() if number < epoch]
+        for old in unneeded:
+            old.unlink(missing_ok=True)
 
     def save_interrupted(self, content: dict[str, Any]) -> Path:
         """Write the state in the middle of an epoch."""
         path = self.folder / self.INTERRUPTED
-        save_atomically(content, path)
+        self._write(content, path)
         return path
 
     def newest(self) -> Path | None:
-        """Where to go on: the interrupted state if there is one, else the last epoch; None in a new folder."""
+        """The checkpoint written last; None in a new folder.
+
+        Without a record of it, as earlier versions left none: the interrupted state, else the highest epoch.
+        """
+        with contextlib.suppress(OSError):
+            path = self.folder / (self.folder / "newest").read_text()
+            if path.is_file():
+                return path
         interrupted = self.folder / self.INTERRUPTED
         if interrupted.is_file():
             return interrupted
         epochs = self._numbered("epoch")
-        return epochs[-1][1] if epochs else None
+        return max(epochs, key=epochs.get, default=None)

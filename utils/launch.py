@@ -61,6 +61,10 @@ class World:
     def is_main(self) -> bool:
         return self.rank == 0
 
+    def __str__(self) -> str:
+        processes = "process" if self.size == 1 else "processes"
+        return f"{self.size} {processes} ({self.device})"
+
 
 def _ranks(args: argparse.Namespace) -> tuple[int, int, int]:
     """(rank, world size, local rank), from the launcher's environment, else from the options, else one process."""

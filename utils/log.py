@@ -14,13 +14,17 @@ class _TqdmHandler(logging.Handler):
         tqdm.write(self.format(record), file=sys.stderr)
 
 
+class _FileHandler(logging.FileHandler):
+    """A full disk may cut its file short, but neither fills the console nor ends the run."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+
 def start_logging(is_main: bool) -> None:
     """Set up the project's logger; other ranks show warnings only."""
     log = logging.getLogger("coclr")
     log.handlers.clear()
-    logging.raiseExceptions = (
-        False  # a full disk may cut the log short, but neither fills the console nor ends the run
-    )
     handler = _TqdmHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     log.addHandler(handler)
@@ -30,6 +34,6 @@ def start_logging(is_main: bool) -> None:
 
 def log_to_file(path: Path) -> None:
     """Copy the log to a file as well."""
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = _FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     logging.getLogger("coclr").addHandler(handler)

@@ -149,3 +149,9 @@ def test_importing_the_loader_changes_nothing():
         "import dataset.loader; assert len(hooks) == count and signal.getsignal(signal.SIGCHLD) == before, hooks"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_fewer_videos_than_a_batch_are_refused(root):
+    data = ClipDataset(open_videos("tiny-2clip", "train", 4, 2, root), 4, 2, 16, seed=0)
+    with pytest.raises(UserError, match=r"18 videos .* batch of 10 on each of 2 processes; lower --batch_size"):
+        make_loader(data, 10, 0, 0, 2, torch.device("cpu"))

@@ -1,0 +1,34 @@
+"""Command-line options of data: which videos, where they lie, what a clip of them is."""
+
+import argparse
+
+from utils.options import Parser, non_negative_int, positive_int
+
+
+def add_database_options(group: argparse._ActionsContainer) -> None:
+    """Where the databases of --dataset lie."""
+    group.add_argument("--data_root", help="folder of the datasets; $COCLR_DATA or ./data if not given")
+    group.add_argument("--rgb_lmdb", help="RGB database, if it is not at DATA_ROOT/NAME/rgb.lmdb")
+    group.add_argument("--flow_lmdb", help="flow database, if it is not at DATA_ROOT/NAME/flow.lmdb")
+    group.add_argument("--rgb_videos", help="RGB folder of videos, if it is not at DATA_ROOT/NAME/videos")
+
+
+def add_data_options(parser: Parser, dataset: str, clips: int, workers: int) -> None:
+    """Which clips the loader gives, with the defaults of one command; ``clips`` per video."""
+    group = parser.add_argument_group("data")
+    group.add_argument("--dataset", default=dataset, help="dataset name, NAME[-f|-2stream][-2clip]")
+    add_database_options(group)
+    group.add_argument("--seq_len", type=positive_int, default=32, help="frames per clip")
+    group.add_argument("--num_seq", type=int, default=clips, choices=[clips], help="clips per video")
+    group.add_argument("--ds", type=positive_int, default=1, help="stride between the frames of a clip")
+    group.add_argument(
+        "--img_dim", type=positive_int, default=128, help="side of the square frames in pixels"
+    )
+    group.add_argument("--batch_size", type=positive_int, default=32, help="videos per process and step")
+    group.add_argument(
+        "-j",
+        "--workers",
+        type=non_negative_int,
+        default=workers,
+        help="loader processes per training process, as many as there are cores at most",
+    )

@@ -1,0 +1,193 @@
+"""What a run of training is: a folder that it holds alone, its log, scalars and checkpoints, and signals to stop."""
+
+import argparse
+import contextlib
+import logging
+import re
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+
+from utils.checkpoint import CheckpointFolder, TrainState
+from utils.errors import UserError
+from utils.files import lock
+from utils.launch import World
+from utils.log import log_to_file
+from utils.metrics import as_text
+from utils.scalars import Scalars
+
+log = logging.getLogger("coclr")
+
+SECONDS_BETWEEN_LINES = 30  # of progress within an epoch
+LOST_PROCESS = re.compile(r"gloo|nccl|closed by peer|connection reset|timed out|heartbeat", re.IGNORECASE)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+class StopRequest:
+    """Remembers a signal that asks the run to stop (Ctrl-C, SIGTERM, SLURM's SIGUSR1) until a step is finished."""
+
+    def __init__(self, device: torch.device):
+        self.signal = 0
+        self.device = device
+        self._previous = {number: signal.signal(number, self._remember) for number in STOP_SIGNALS}
+
+    def _remember(self, number: int, frame: object) -> None:
+        self.signal = number
+
+    def agreed(self) -> int:
+        """The signal that any rank got, 0 for none; all ranks ask together and get the same answer."""
+        if not dist.is_initialized():
+            return self.signal
+        answer = torch.tensor([self.signal], device=self.device)
+        dist.all_reduce(answer, op=dist.ReduceOp.MAX)
+        return int(answer)
+
+    def restore(self) -> None:
+        """Give the signals back."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+
+class Run:
+    """A run in ``log-<prefix>/<name>/{model,img}``, which the main process makes and holds for this run alone.
+
+    Raises UserError when it cannot be written, another run holds it, or it has checkpoints and --resume is not given.
+
+    Attributes:
+        folder: the run's folder.
+        resume: the checkpoint that --resume means, None for a fresh start.
+    """
+
+    def __init__(self, args: argparse.Namespace, name: str, world: World):
+        self.args = args
+        self.world = world
+        self.folder = Path(f"log-{args.prefix}") / name
+        self.checkpoints = CheckpointFolder(self.folder / "model")
+        if world.is_main:
+            self._hold_folder()
+        newest = self.checkpoints.newest()
+        if world.is_main and newest and not args.resume:
+            raise UserError(
+                f"{newest} exists: --resume auto goes on from it; for a new run choose another "
+                "--name_prefix or remove the folder"
+            )
+        if world.is_main:
+            log_to_file(self.folder / "log.txt")
+        if args.resume == "auto":
+            self.resume = newest
+        else:
+            self.resume = Path(args.resume) if args.resume else None
+        if args.resume == "auto" and not newest:
+            log.info("--resume auto: no checkpoint in %s yet, starting anew", self.folder)
+        self._scalars: Scalars | None = None  # of the main process
+        self._stop: StopRequest | None = None
+        self._last_line = time.monotonic()
+        self._reported = {""}
+
+    def _hold_folder(self) -> None:
+        try:
+            for part in ("model", "img"):
+                (self.folder / part).mkdir(parents=True, exist_ok=True)
+            self._lock = lock(self.folder / ".lock", wait=False)  # until the process ends
+        except BlockingIOError as error:
+            raise UserError(
+                f"another run is writing to {self.folder}; wait for it or choose another --name_prefix"
+            ) from error
+        except OSError as error:
+            raise UserError(
+                f"cannot write to {self.folder}: {error.strerror}; choose another place or --prefix"
+            ) from error
+
+    @contextlib.contextmanager
+    def training(self, first_iteration: int) -> Iterator[None]:
+        """While epochs are trained: scalars are open, signals ask to stop, a lost process is told in one line."""
+        self._scalars = Scalars(self.folder, first_iteration) if self.world.is_main else None
+        self._stop = StopRequest(self.world.device)
+        try:
+            yield
+        except RuntimeError as error:
+            if not (dist.is_initialized() and LOST_PROCESS.search(str(error))):
+                raise
+            raise UserError(
+                f"another process of this run ended ({str(error).splitlines()[0][:120]}); the checkpoints "
+                "stand: the same command with --resume auto goes on from the last"
+            ) from error
+        finally:
+            self._stop.restore()
+            if self._scalars:
+                self._scalars.close()
+
+    def asked_to_stop(self) -> int:
+        """The signal that asked this run to stop, 0 for none; all ranks ask together."""
+        return self._stop.agreed()
+
+    def warn_of_broken(self, problems: list[str]) -> None:
+        """Tell each problem of a sample, "" for none, once."""
+        for problem in set(problems) - self._reported:
+            log.warning("left out, another video stands in: %s", problem)
+            self._reported.add(problem)
+
+    def record(
+        self, state: TrainState, steps: list[dict[str, float]], speed: dict[str, float], done: int, total: int
+    ) -> None:
+        """Note the scalars of the last ``steps`` and their speed; ``done`` of ``total`` steps of the epoch are behind.
+
+        Twice a minute a line of it goes to the log.
+        """
+        if not self._scalars:
+            return
+        for iteration, values in enumerate(steps, state.iteration - len(steps)):
+            self._scalars.add_line(iteration=iteration, epoch=state.epoch, **values)
+            self._scalars.add("train", values, iteration)
+        self._scalars.add("train", speed, state.iteration)
+        self._scalars.flush()
+        if time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES:
+            self._last_line = time.monotonic()
+            left = (self.args.epochs - state.epoch) * total - done
+            clips = left * self.args.batch_size * self.world.size
+            log.info(
+                "epoch %d, step %d/%d: %s, %.1f clips/s, data wait %.0f %%, %s left",
+                state.epoch,
+                done,
+                total,
+                as_text(steps[-1], 4),
+                speed["clips_per_second"],
+                100 * speed["data_wait"],
+                tqdm.format_interval(clips / speed["clips_per_second"]),
+            )
+
+    def end_epoch(
+        self, state: TrainState, means: dict[str, float], score: float | None, keep_all: bool = False
+    ) -> None:
+        """Record the ``means`` of the epoch, which ends, and save it; the best ``score`` marks the best epoch."""
+        epoch = state.epoch
+        is_last = epoch == self.args.epochs - 1
+        is_saved = is_last or (epoch + 1) % self.args.save_freq == 0
+        is_best = is_saved and score is not None and score > state.best
+        if is_best:
+            state.best = score
+        state.end_epoch()
+        if not self._scalars:
+            return
+        self._scalars.add("epoch", means, epoch)
+        self._scalars.flush()
+        log.info("epoch %d of 0-%d: %s", epoch, self.args.epochs - 1, as_text(means, 4))
+        if is_saved:
+            self.checkpoints.save_epoch(state.checkpoint(vars(self.args)), epoch, is_best, keep_all)
+
+    def leave(self, state: TrainState, number: int) -> None:
+        """Save in the middle of an epoch and exit with status 128 + ``number`` of the signal that asked for it."""
+        if self.world.is_main:
+            path = self.checkpoints.save_interrupted(state.checkpoint(vars(self.args)))
+            log.warning(
+                "stopped by %s; saved %s; the same command with --resume auto goes on from there",
+                signal.Signals(number).name,
+                path,
+            )
+        sys.exit(128 + number)
