@@ -330,7 +330,11 @@ def test_disk_full_while_saving(cwd, first):
         )
         model = cwd / FOLDER / "model"
         assert load_checkpoint(model / "epoch0.pth.tar")["epoch"] == 0
-        assert {path.name for path in model.iterdir()} == {"epoch0.pth.tar", "model_best_epoch0.pth.tar", "newest"}
+        assert {path.name for path in model.iterdir()} == {
+            "epoch0.pth.tar",
+            "model_best_epoch0.pth.tar",
+            "newest",
+        }
         assert sorted(losses(cwd / FOLDER)) == list(range(8))
 
 

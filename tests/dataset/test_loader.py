@@ -12,6 +12,7 @@ from dataset.clip_dataset import ClipDataset
 from dataset.loader import ShuffledBatches, make_loader, window_loader
 from dataset.registry import open_videos
 from dataset.window_dataset import WindowDataset
+from utils.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -153,5 +154,7 @@ def test_importing_the_loader_changes_nothing():
 
 def test_fewer_videos_than_a_batch_are_refused(root):
     data = ClipDataset(open_videos("tiny-2clip", "train", 4, 2, root), 4, 2, 16, seed=0)
-    with pytest.raises(UserError, match=r"18 videos .* batch of 10 on each of 2 processes; lower --batch_size"):
+    with pytest.raises(
+        UserError, match=r"18 videos .* batch of 10 on each of 2 processes; lower --batch_size"
+    ):
         make_loader(data, 10, 0, 0, 2, torch.device("cpu"))
