@@ -60,7 +60,7 @@ def refuse_unsound_precision(
             errors = watch_layers(trial, name, device)
         with autocast(name, device):
             output = F.normalize(trial(clips).float().flatten(1))
-        weight = torch.randn(output.shape, generator=random.manual_seed(1))
+        weight = torch.randn(output.shape, generator=torch.Generator().manual_seed(1))
         (output * weight).sum().backward()
         gradients.append(torch.cat([p.grad.flatten() for p in trial.parameters() if p.grad is not None]))
     size = "x".join(map(str, clip_shape[2:]))
@@ -94,14 +94,16 @@ def watch_layers(module: nn.Module, precision: str, device: torch.device) -> dic
     errors: dict[str, float] = {}
 
     def measure(name: str, layer: nn.Module, inputs: tuple[Tensor]) -> None:
-        found = []
+        weight = None  # the gradient of the output
+        gradients = []
         for arithmetic, dtype in (("fp32", torch.float32), (precision, inputs[0].dtype)):
             x = inputs[0].detach().to(dtype).requires_grad_()
             with torch.enable_grad(), autocast(arithmetic, device):
                 y = layer.forward(x).float()  # without the hook
-                weight = torch.empty_like(y).normal_(generator=torch.Generator().manual_seed(0))
-                found.append(torch.autograd.grad((y * weight).sum(), [x, *layer.parameters()]))
-        pairs = zip(*found, strict=True)
+                if weight is None:
+                    weight = torch.empty_like(y).normal_(generator=torch.Generator().manual_seed(0))
+                gradients.append(torch.autograd.grad((y * weight).sum(), [x, *layer.parameters()]))
+        pairs = zip(*gradients, strict=True)
         errors[name] = max(relative_error(own.float(), wanted) for wanted, own in pairs)
 
     for name, layer in module.named_modules():
