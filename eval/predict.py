@@ -24,7 +24,7 @@ from model.classifier import LinearClassifier
 from utils.cores import available_cores
 from utils.errors import UserError
 from utils.launch import World
-from utils.precision import autocast
+from utils.precision import autocast, to_device, uses_channels_last
 
 log = logging.getLogger("coclr")
 
@@ -138,7 +138,7 @@ def predict(
     def forward(batch: tuple[Tensor, ...]) -> Tensor:
         clips, flip, *_ = batch
         with torch.no_grad(), autocast(args.precision, device):
-            return network(network_input(clips, flip, args.channels_last))
+            return network(network_input(clips, flip, uses_channels_last(args, device)))
 
     # on a CPU, a batch in parts on as many cores is faster than on all of them as one
     threads = max(available_cores() // world.size, 1) if device.type == "cpu" else 1
@@ -245,8 +245,7 @@ def for_inference(module: nn.Module, args: argparse.Namespace, world: World) -> 
     module = fold_batch_norms(module)
     if args.compile:
         module.compile()
-    layout = torch.channels_last_3d if args.channels_last else torch.contiguous_format
-    return module.to(world.device, memory_format=layout)
+    return to_device(module, world.device, uses_channels_last(args, world.device))
 
 
 def fold_batch_norms(network: nn.Module) -> nn.Module:

@@ -225,7 +225,6 @@ def start(args: argparse.Namespace) -> World:
         device = torch.device("cpu")
         if rank == 0 and args.gpu != -1:
             log.warning("no GPU is visible: running on the CPU")
-        args.channels_last = True  # quicker there in every precision
         set_up_cpu()
     if size > 1:
         # names of torch 2.14, which 2.11 lacks; and strides of 1x1x1 kernels, which mean nothing

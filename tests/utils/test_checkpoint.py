@@ -10,9 +10,9 @@ from torch import nn
 
 from utils.checkpoint import (
     CheckpointFolder,
+    TrainState,
     load_checkpoint,
     load_optimizer_state,
-    load_state,
     optimizer_state_per_parameter,
     save_atomically,
 )
@@ -114,12 +114,6 @@ def test_what_is_not_a_checkpoint_is_one_clear_error(tmp_path, damage):
     assert "\n" not in str(caught.value)
 
 
-def test_state_of_another_network_says_which():
-    state = {"encoder_q.0.layer4.2.conv1.weight": torch.ones(1)}
-    with pytest.raises(UserError, match=r"InfoNCE on r50.*--net"):
-        load_state(nn.Linear(2, 2), state, "some.pth.tar")
-
-
 def model_with_frozen_part():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2), nn.Linear(2, 2))
@@ -167,19 +161,95 @@ def test_optimizer_state_of_another_model_is_refused():
         load_optimizer_state(torch.optim.Adam(model.parameters()), model, saved, "x.pth.tar")
 
 
+def save(folder, epoch, **options):
+    folder.save_epoch({"epoch": epoch, "state_dict": {}}, epoch, **options)
+
+
+def names(folder, stem=""):
+    return {path.name for path in folder.glob(f"{stem}*.tar")}
+
+
 @pytest.mark.parametrize("keep_all", [False, True])
 def test_keep_policy(tmp_path, keep_all):
-    folder = CheckpointFolder(tmp_path, keep_all)
+    folder = CheckpointFolder(tmp_path)
+    assert folder.newest() is None
     folder.save_interrupted({"state_dict": {}})
     assert folder.newest().name == "interrupted.pth.tar"
     for epoch in range(12):
-        folder.save_epoch({"epoch": epoch, "state_dict": {}}, epoch, is_best=epoch != 10)
-    names = {path.name for path in tmp_path.iterdir()}
+        save(folder, epoch, is_best=epoch != 10, keep_all=keep_all)
     epochs = range(12) if keep_all else [11]
-    assert names == (
+    assert names(tmp_path) == (
         {f"epoch{e}.pth.tar" for e in epochs} | {f"model_best_epoch{e}.pth.tar" for e in (6, 7, 8, 9, 11)}
     )
     assert load_checkpoint(folder.newest())["epoch"] == 11
+
+
+@pytest.mark.parametrize("keep_all", [False, True])
+def test_a_run_that_went_back_goes_on_from_what_it_wrote_last(tmp_path, keep_all):
+    folder = CheckpointFolder(tmp_path)
+    for epoch in range(8):
+        save(folder, epoch, is_best=True, keep_all=keep_all)
+    save(folder, 2, is_best=True, keep_all=keep_all)  # the run went on from epoch 1
+    assert folder.newest().name == "epoch2.pth.tar"
+    assert names(tmp_path, "model_best") == {f"model_best_epoch{e}.pth.tar" for e in (2, 4, 5, 6, 7)}
+    save(folder, 3, is_best=True, keep_all=keep_all)
+    assert folder.newest().name == "epoch3.pth.tar"
+    assert names(tmp_path, "model_best") == {f"model_best_epoch{e}.pth.tar" for e in (2, 3, 5, 6, 7)}
+    folder.save_interrupted({"state_dict": {}})
+    assert folder.newest().name == "interrupted.pth.tar"
+
+
+def test_a_new_best_stays_although_the_clock_went_back(tmp_path):
+    folder = CheckpointFolder(tmp_path)
+    for epoch in range(5, 10):
+        save(folder, epoch, is_best=True)
+        os.utime(tmp_path / f"model_best_epoch{epoch}.pth.tar", (4e9, 4e9))
+    save(folder, 1, is_best=True)
+    assert "model_best_epoch1.pth.tar" in names(tmp_path, "model_best")
+
+
+def test_newest_of_an_earlier_version_and_of_a_copy(tmp_path):
+    folder = CheckpointFolder(tmp_path)
+    for epoch in (9, 10):
+        torch.save({"state_dict": {}}, tmp_path / f"epoch{epoch}.pth.tar")
+    assert folder.newest().name == "epoch10.pth.tar"
+    (tmp_path / "newest").write_text("epoch3.pth.tar")  # was not copied
+    assert folder.newest().name == "epoch10.pth.tar"
+    (tmp_path / "interrupted.pth.tar").touch()
+    assert folder.newest().name == "interrupted.pth.tar"
+
+
+def state_of(model, **options):
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    return TrainState(model, optimizer, scaler, base_lr=1e-2, epoch=0, facts={"net": "s3d"}, **options)
+
+
+def test_train_state_goes_through_a_checkpoint(tmp_path):
+    state = state_of(model_with_frozen_part(), seen=12, iteration=7, best=0.5)
+    state.epoch = 3
+    state.meters.add({"loss": torch.tensor(2.0)})
+    state.meters.flush()
+    train(state.model, state.optimizer, 2)
+    save_atomically(state.checkpoint({"lr": 3.0, "batch_size": 4}), tmp_path / "c.tar")
+    saved = load_checkpoint(tmp_path / "c.tar")
+    assert (saved["epoch"], saved["options"]["lr"], saved["net"]) == (2, 1e-2, "s3d")
+    other = state_of(model_with_frozen_part())
+    other.base_lr = 1.0
+    other.restore(saved, "c.tar", processes=5, reset_lr=False)
+    assert (other.epoch, other.seen, other.iteration, other.best, other.base_lr) == (3, 12, 7, 0.5, 1e-2)
+    assert other.meters.means() == {"loss": 2.0}
+    for i, entry in state.optimizer.state_dict()["state"].items():
+        assert torch.equal(entry["exp_avg"], other.optimizer.state_dict()["state"][i]["exp_avg"])
+    other.base_lr = 1.0
+    other.restore(saved, "c.tar", processes=5, reset_lr=True)
+    assert other.base_lr == 1.0
+
+
+def test_steps_that_earlier_versions_counted_become_samples():
+    state = state_of(model_with_frozen_part())
+    state.restore({"epoch": 0, "batches": 3, "options": {"batch_size": 4}}, "x", processes=2, reset_lr=True)
+    assert (state.epoch, state.seen) == (1, 24)
 
 
 def test_failed_save_leaves_the_old_file(tmp_path):
