@@ -1,13 +1,38 @@
 """torch.hub entry points: ``torch.hub.load(repo, "s3d", weights="CoCLR-ucf101-rgb")`` is a network with its weights."""
 
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
 import torch.nn as nn
 
-from backbone.select_backbone import select_backbone
-from model.released import fetch
-from model.weights import load_backbone
-from utils.checkpoint import load_checkpoint
+dependencies = ["torch", "numpy", "tqdm"]
 
-dependencies = ["torch", "numpy", "lmdb", "msgpack", "tqdm", "cv2"]
+
+@contextlib.contextmanager
+def _own_packages() -> Iterator[None]:
+    """Import packages of this folder, although the caller may have others of the same names, which stay his."""
+
+    def taken() -> list[str]:
+        return [name for name in sys.modules if name.split(".")[0] in ("backbone", "model", "utils")]
+
+    theirs = {name: sys.modules.pop(name) for name in taken()}
+    sys.path.insert(0, str(Path(__file__).parent))
+    try:
+        yield
+    finally:
+        sys.path.pop(0)
+        for name in taken():
+            del sys.modules[name]
+        sys.modules.update(theirs)
+
+
+with _own_packages():
+    from backbone.select_backbone import select_backbone
+    from model.released import fetch
+    from model.weights import load_backbone
+    from utils.checkpoint import load_checkpoint
 
 
 def _network(name: str, weights: str | None, offline: bool) -> nn.Module:

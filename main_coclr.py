@@ -4,15 +4,14 @@ import logging
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dataset.augmentation import augment_batch
 from dataset.catalogue import parse_name
 from dataset.loader import pretraining_loader
 from dataset.options import add_data_options
 from dataset.registry import Videos
-from model.loss import hide_self_positive
-from model.methods import METHODS, methods_of
+from model.loss import hide_self_positive, mil_nce_loss
 from model.options import (
     add_model_options,
     add_momentum_contrast_options,
@@ -36,7 +35,7 @@ log = logging.getLogger("coclr")
 
 def make_parser() -> Parser:
     parser = Parser(__doc__)
-    add_model_options(parser, methods_of(streams=2))
+    add_model_options(parser, ["coclr"])
     group = parser.add_argument_group("co-training")
     group.add_argument(
         "--pretrain",
@@ -69,28 +68,31 @@ def label_of_source(videos: Videos) -> Tensor:
     return torch.from_numpy(labels)
 
 
-def is_self_hidden(probability: float, seed: int, iteration: int) -> bool:
-    """Whether the self-positive is hidden in a step: the same draw on every rank."""
-    return np.random.default_rng((seed, iteration)).random() < probability
-
-
-def scalars_of(
-    logits: Tensor, positives: Tensor, label: Tensor, mined_label: Tensor | None
-) -> dict[str, Tensor]:
-    """What is monitored of a batch.
+def co_training_step(
+    model: CoCLR, parallel: nn.Module, clips: Tensor, batch: Batch, source_label: Tensor, hide_self: bool
+) -> tuple[Tensor | None, dict[str, Tensor]]:
+    """Loss, None for no update while the queue fills, and scalars of one batch.
 
     Args:
-        logits: [B, 1+K], of the query's own key first.
-        positives: [B, 1+K] bool.
-        label: classes [B].
-        mined_label: classes of the neighbours that were mined [B, topk].
+        parallel: ``model`` itself, or what averages its gradients over processes.
+        clips: [B, 2, 2, 3, T, H, W], moments by streams.
+        batch: its "source" ids and "label" are [B].
+        source_label: class of each source id, for monitoring alone.
+        hide_self: hide the self-positive where another positive is left.
     """
-    own = torch.zeros_like(label)
+    logits, positives = parallel(clips[:, 0], clips[:, 1], batch["source"])
+    if not model.queue_is_full:
+        return None, {}
     scalars = top_k_hits(logits, positives)
+    own = torch.zeros_like(batch["source"])
     scalars |= {f"self_{name}": value for name, value in top_k_hits(logits, own).items()}
-    if mined_label is not None:
-        scalars["mining_precision"] = (mined_label == label[:, None]).float().mean()
-    return scalars
+    if model.topk:
+        mined_label = source_label[model.mined_source]  # [B, topk]
+        scalars["mining_precision"] = (mined_label == batch["label"][:, None]).float().mean()
+    if hide_self:
+        positives = hide_self_positive(positives)
+    loss = mil_nce_loss(logits, positives)
+    return loss, {"loss": loss, **scalars}
 
 
 def start_encoders(model: CoCLR, pretrained: list[str] | None) -> None:
@@ -124,11 +126,8 @@ def main(argv: list[str] | None = None) -> None:
     log.info("mining precision of random neighbours would be %.3f", (shares**2).sum())
     source_label = label_of_source(videos).to(world.device)
 
-    method = METHODS[args.model]
     torch.manual_seed(args.seed)
-    model = method.model(
-        args.net, args.moco_dim, args.moco_k, args.moco_m, args.moco_t, args.topk, args.reverse
-    )
+    model = CoCLR(args.net, args.moco_dim, args.moco_k, args.moco_m, args.moco_t, args.topk, args.reverse)
     split_batch_norm(model, splits)
     to_device(model, world.device, channels_last)
     if args.compile:
@@ -136,22 +135,16 @@ def main(argv: list[str] | None = None) -> None:
     parallel = in_parallel(model, world)
 
     def step(batch: Batch, iteration: int) -> tuple[Tensor | None, dict[str, Tensor]]:
-        clips = augment_batch(batch, channels_last)  # [B, 2, 2, 3, T, H, W]
-        logits, positives = parallel(clips[:, 0], clips[:, 1], *(batch[name] for name in method.inputs))
-        if not model.queue_is_full:
-            return None, {}  # no update
-        mined_label = source_label[model.mined_source] if args.topk else None
-        scalars = scalars_of(logits, positives, batch["label"], mined_label)
-        if is_self_hidden(args.hide_self, args.seed, iteration):
-            positives = hide_self_positive(positives)
-        loss = method.loss(logits, positives)
-        return loss, {"loss": loss, **scalars}
+        clips = augment_batch(batch, channels_last)
+        # the same draw on every rank
+        hide_self = np.random.default_rng((args.seed, iteration)).random() < args.hide_self
+        return co_training_step(model, parallel, clips, batch, source_label, hide_self)
 
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=args.lr, weight_decay=args.wd, fused=True)
     scaler = torch.amp.GradScaler(world.device.type, enabled=args.precision == "fp16")
     dataset = parse_name(args.dataset)
-    facts = {"net": args.net, "method": method.model.__name__, "pretrained_on": dataset.base}
+    facts = {"net": args.net, "method": "CoCLR", "pretrained_on": dataset.base}
     state = TrainState(model, optimizer, scaler, args.lr, args.start_epoch, facts)
 
     name = f"coclr-top{args.topk}-R" if args.reverse else f"coclr-top{args.topk}"

@@ -9,7 +9,7 @@ from dataset.augmentation import augment_batch
 from dataset.catalogue import parse_name
 from dataset.loader import pretraining_loader
 from dataset.options import add_data_options
-from model.methods import METHODS, methods_of
+from model.methods import METHODS
 from model.options import (
     add_model_options,
     add_momentum_contrast_options,
@@ -32,7 +32,7 @@ log = logging.getLogger("coclr")
 
 def make_parser() -> Parser:
     parser = Parser(__doc__)
-    add_model_options(parser, methods_of(streams=1))
+    add_model_options(parser, list(METHODS))
     parser.add_argument(
         "--pretrain", metavar="CKPT", help="start both encoders from this checkpoint's query encoder"
     )

@@ -22,14 +22,15 @@ from typing import Any
 import numpy as np
 import torch
 import torch.multiprocessing as mp
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from benchmarks.common import print_setting, spread
 from dataset.augmentation import augment_batch, draw_augmentation
-from model.methods import METHODS
+from model.loss import mil_nce_loss
 from model.options import add_network_option
-from model.pretrain import projection_encoder
+from model.pretrain import CoCLR, InfoNCE, projection_encoder
 from model.split_batch_norm import split_batch_norm
 from utils import launch
 from utils.checkpoint import TrainState
@@ -39,6 +40,7 @@ from utils.errors import one_line_errors
 from utils.options import Parser, add_launch_options, positive_int
 from utils.precision import to_device
 
+MODELS = {"infonce": InfoNCE, "coclr": CoCLR}
 SOURCES = 40  # that the videos of a full queue come from
 
 
@@ -82,7 +84,7 @@ def make_batch(args: argparse.Namespace, streams: int, world: launch.World) -> B
 def make_model(method: str, args: argparse.Namespace) -> nn.Module:
     """The model, with full queues, and keys that are not yet the queries: else the first gradient is all but zero."""
     torch.manual_seed(0)
-    model = METHODS[method].model(args.net, 128, args.moco_k)
+    model = MODELS[method](args.net, 128, args.moco_k)
     model.encoder_k.load_state_dict(projection_encoder(args.net, 128).state_dict())
     if method == "coclr":
         model.queue_label.fill_(1)
@@ -90,17 +92,15 @@ def make_model(method: str, args: argparse.Namespace) -> nn.Module:
     return model.train()
 
 
-def loss_of(method: str, model: nn.Module, batch: Batch, channels_last: bool) -> Tensor:
+def loss_of(model: nn.Module, batch: Batch, channels_last: bool) -> Tensor:
     """Loss of a batch on the device."""
     clips = augment_batch(batch, channels_last)  # [B, 2, streams, 3, T, S, S]
-    if method == "coclr":
-        outputs = model(clips[:, 0], clips[:, 1], batch["source"])
-    else:
-        outputs = model(clips[:, :, 0])
-    return METHODS[method].loss(*outputs)
+    if clips.shape[2] == 2:
+        return mil_nce_loss(*model(clips[:, 0], clips[:, 1], batch["source"]))
+    return F.cross_entropy(*model(clips[:, :, 0]))
 
 
-def plain_step(method: str, model: nn.Module, device: torch.device) -> Callable[[Batch], Tensor]:
+def plain_step(model: nn.Module, device: torch.device) -> Callable[[Batch], Tensor]:
     """What one would write first."""
 
     @torch.no_grad()
@@ -117,7 +117,7 @@ def plain_step(method: str, model: nn.Module, device: torch.device) -> Callable[
         on_device = {
             name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()
         }
-        loss = loss_of(method, model, on_device, channels_last=False)
+        loss = loss_of(model, on_device, channels_last=False)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -127,9 +127,7 @@ def plain_step(method: str, model: nn.Module, device: torch.device) -> Callable[
     return run
 
 
-def our_step(
-    method: str, model: nn.Module, variant: Variant, world: launch.World
-) -> Callable[[Batch], Tensor]:
+def our_step(model: nn.Module, variant: Variant, world: launch.World) -> Callable[[Batch], Tensor]:
     """The step of training."""
     to_device(model, world.device, variant.channels_last)
     if variant.compile:
@@ -141,7 +139,7 @@ def our_step(
     options = argparse.Namespace(seed=0, precision=variant.precision)
 
     def step(batch: Batch, iteration: int) -> tuple[Tensor, dict[str, Tensor]]:
-        loss = loss_of(method, parallel, batch, variant.channels_last)
+        loss = loss_of(parallel, batch, variant.channels_last)
         return loss, {"loss": loss}
 
     return lambda batch: train_step(options, world, state, step, batch)["loss"]
@@ -158,11 +156,11 @@ def measure(method: str, name: str, args: argparse.Namespace, environment: dict[
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = variant.tf32
     model = make_model(method, args)
     split_batch_norm(model, 1)
-    batch = make_batch(args, METHODS[method].streams, world)
+    batch = make_batch(args, 2 if method == "coclr" else 1, world)
     if variant.plain:
-        run = plain_step(method, model, world.device)
+        run = plain_step(model, world.device)
     else:
-        run = our_step(method, model, variant, world)
+        run = our_step(model, variant, world)
     result: dict[str, Any] = {"loss": run(batch).item(), "device": str(world.device)}
     gradients = [p.grad.float().flatten().cpu() for p in model.encoder_q.parameters()]
     result["gradient"] = torch.cat(gradients)
@@ -234,7 +232,9 @@ def compare_processes(method: str, args: argparse.Namespace) -> None:
 
 def make_parser() -> Parser:
     parser = Parser(__doc__.split("\n")[0])
-    parser.add_argument("--methods", nargs="+", default=("infonce", "coclr"), choices=["infonce", "coclr"])
+    parser.add_argument(
+        "--methods", nargs="+", default=tuple(MODELS), choices=list(MODELS), help="which models"
+    )
     parser.add_argument(
         "--variants",
         nargs="+",

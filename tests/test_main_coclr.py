@@ -10,6 +10,7 @@ import torch
 from runs import SMALL, Started, losses, refused, run_ok, run_ranks
 
 import main_coclr
+from model.loss import mil_nce_loss
 from model.pretrain import InfoNCE
 from utils.checkpoint import load_checkpoint
 
@@ -118,29 +119,42 @@ def test_two_processes(cwd):
     assert all(0 <= record["mining_precision"] <= 1 for record in full)
 
 
-def test_scalars_against_transcription():
+class FixedModel(torch.nn.Module):
+    """Gives fixed logits, positives and mined sources."""
+
+    def __init__(self, logits, positives, mined):
+        super().__init__()
+        self.answer, self.mined_source, self.queue_is_full, self.topk = (logits, positives), mined, True, 2
+
+    def forward(self, block1, block2, source):
+        return self.answer
+
+
+@pytest.mark.parametrize("hide_self", [False, True])
+def test_step_against_transcription(hide_self):
     rng = np.random.default_rng(0)
-    for _ in range(20):
-        logits = torch.tensor(rng.normal(size=(4, 9)))
-        positives = torch.tensor(rng.random((4, 9)) < 0.3)
-        positives[:, 0] = True
-        label = torch.tensor([0, 1, 2, 0])
-        mined_label = torch.tensor(rng.integers(0, 3, (4, 2)))
-        scalars = main_coclr.scalars_of(logits, positives, label, mined_label)
-        right = [int(mined == label[i]) for i, row in enumerate(mined_label) for mined in row]
-        assert scalars["mining_precision"].item() == pytest.approx(np.mean(right))
-        best = logits.argmax(1)
-        assert scalars["self_top1"].item() == np.mean([b == 0 for b in best.tolist()])
-        assert scalars["top1"].item() == np.mean([bool(positives[i, b]) for i, b in enumerate(best.tolist())])
-        assert "mining_precision" not in main_coclr.scalars_of(logits, positives, label, None)
-
-
-def test_self_is_hidden_as_often_as_asked_and_the_same_on_every_rank():
-    hidden = [main_coclr.is_self_hidden(0.9, seed=3, iteration=i) for i in range(300)]
-    assert 250 <= sum(hidden) <= 288
-    assert hidden == [main_coclr.is_self_hidden(0.9, seed=3, iteration=i) for i in range(300)]
-    assert not any(main_coclr.is_self_hidden(0.0, 3, i) for i in range(300))
-    assert all(main_coclr.is_self_hidden(1.0, 3, i) for i in range(300))
+    logits = torch.tensor(rng.normal(size=(4, 9)))
+    positives = torch.tensor(rng.random((4, 9)) < 0.3)
+    positives[:, 0] = True
+    positives[3, 1:] = False
+    source_label = torch.tensor([0, 0, 1, 2, 2])
+    mined = torch.tensor([[0, 2], [1, 1], [3, 4], [2, 0]])
+    label = torch.tensor([0, 1, 2, 0])
+    model = FixedModel(logits, positives, mined)
+    batch = {"source": label, "label": label}
+    clips = torch.zeros(4, 2, 1)
+    loss, scalars = main_coclr.co_training_step(model, model, clips, batch, source_label, hide_self)
+    counted = positives.clone()
+    for row in counted if hide_self else ():
+        row[0] = sum(row) == 1
+    assert loss.item() == mil_nce_loss(logits, counted).item()
+    right = [int(source_label[m] == label[i]) for i, row in enumerate(mined) for m in row]
+    assert scalars["mining_precision"].item() == pytest.approx(np.mean(right))
+    best = logits.argmax(1)
+    assert scalars["self_top1"].item() == np.mean([b == 0 for b in best.tolist()])
+    assert scalars["top1"].item() == np.mean([bool(positives[i, b]) for i, b in enumerate(best.tolist())])
+    model.queue_is_full = False
+    assert main_coclr.co_training_step(model, model, clips, batch, source_label, hide_self) == (None, {})
 
 
 def test_labels_by_source():

@@ -12,8 +12,8 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
     """Help that shows defaults where there are any."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        has_default = action.default not in (None, False, "", [])
-        return super()._get_help_string(action) if has_default else action.help
+        is_shown = action.default is not False and action.default not in (None, "", [])
+        return super()._get_help_string(action) if is_shown else action.help
 
 
 class Parser(argparse.ArgumentParser):
@@ -28,7 +28,7 @@ class Parser(argparse.ArgumentParser):
         module = sys.modules["__main__"].__spec__
         super().__init__(
             prog=f"python -m {module.name}" if module else None,
-            usage=f"%(prog)s [options] {needed}",
+            usage=f"%(prog)s [options] {needed}".rstrip(),
             description=description,
             allow_abbrev=False,
             formatter_class=_Help,

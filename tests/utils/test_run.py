@@ -1,0 +1,130 @@
+"""A run's folder, checkpoints, scalars and signals."""
+
+import argparse
+import logging
+import signal
+
+import pytest
+import torch
+
+from utils import run as module
+from utils.checkpoint import TrainState, load_checkpoint
+from utils.errors import UserError
+from utils.launch import World
+from utils.run import Run
+
+WORLD = World(0, 1, torch.device("cpu"))
+
+
+def options(**given):
+    defaults = {"prefix": "x", "resume": None, "epochs": 6, "save_freq": 2, "batch_size": 1}
+    return argparse.Namespace(**defaults | given)
+
+
+def new_state():
+    model = torch.nn.Linear(1, 1)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    return TrainState(model, torch.optim.SGD(model.parameters()), scaler, 0.1, 0, {})
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "log-x/a"
+
+
+def names(folder):
+    return {path.name for path in (folder / "model").glob("*.tar")}
+
+
+def test_a_folder_is_of_one_run_until_it_ends(folder):
+    first = Run(options(), "a", WORLD)
+    with pytest.raises(UserError, match=r"another run is writing to log-x/a; .*--name_prefix"):
+        Run(options(resume="auto"), "a", WORLD)
+    Run(options(), "b", WORLD)
+    Run(options(), "a", World(1, 2, WORLD.device))  # another process of the same run
+    del first
+    Run(options(), "a", WORLD)
+    assert (folder / "img").is_dir()
+
+
+def test_epochs_are_saved_and_the_best_is_marked(folder, caplog):
+    run, state = Run(options(), "a", WORLD), new_state()
+    with run.training(0), caplog.at_level(logging.INFO, "coclr"):
+        for score in (0.9, 0.2, 0.3, 0.1, None, 0.5):
+            run.end_epoch(state, {"loss": 1.5}, score)
+    assert names(folder) == {"epoch5.pth.tar", "model_best_epoch1.pth.tar", "model_best_epoch5.pth.tar"}
+    saved = load_checkpoint(folder / "model/epoch5.pth.tar")
+    assert (saved["epoch"], saved["best_acc"], saved["seen"]) == (5, 0.5, 0)
+    assert (state.epoch, state.seen) == (6, 0)
+    assert "epoch 3 of 0-5: loss 1.5000" in caplog.text
+
+
+def test_which_checkpoint_is_meant(folder, caplog):
+    with caplog.at_level(logging.INFO, "coclr"):
+        assert Run(options(resume="auto"), "a", WORLD).resume is None
+    assert "no checkpoint in log-x/a yet" in caplog.text
+    run, state = Run(options(), "a", WORLD), new_state()
+    with run.training(0):
+        run.end_epoch(state, {}, None)
+        run.end_epoch(state, {}, None)
+    del run
+    with pytest.raises(UserError, match=r"epoch1.pth.tar exists: --resume auto goes on from it"):
+        Run(options(), "a", WORLD)
+    assert Run(options(resume="auto"), "a", WORLD).resume.name == "epoch1.pth.tar"
+    assert str(Run(options(resume="other.tar"), "a", WORLD).resume) == "other.tar"
+
+
+def test_other_processes_write_nothing(tmp_path):
+    run, state = Run(options(), "a", World(1, 2, WORLD.device)), new_state()
+    with run.training(0):
+        run.end_epoch(state, {"loss": 1.0}, 1.0)
+        run.record(state, [{"loss": 1.0}], {}, 1, 1)
+    assert (state.epoch, state.best) == (1, -torch.inf)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", module.STOP_SIGNALS)
+def test_signals_are_remembered_and_given_back(number):
+    before = signal.getsignal(number)
+    run = Run(options(), "a", WORLD)
+    with run.training(0):
+        assert run.asked_to_stop() == 0
+        signal.raise_signal(number)
+        assert run.asked_to_stop() == number
+    assert signal.getsignal(number) == before
+
+
+@pytest.mark.parametrize(
+    "message", ["[gloo] Connection closed by peer [127.0.0.1]:1\nmore", "NCCL timed out"]
+)
+def test_a_lost_process_is_told_in_one_line(monkeypatch, message):
+    run = Run(options(), "a", WORLD)
+    with pytest.raises(RuntimeError, match=message[:4].strip("[")), run.training(0):
+        raise RuntimeError(message)  # of one process: as it is
+    monkeypatch.setattr(module.dist, "is_initialized", lambda: True)
+    with (
+        pytest.raises(UserError, match=r"another process of this run ended .*--resume auto") as error,
+        run.training(0),
+    ):
+        raise RuntimeError(message)
+    assert "\n" not in str(error.value)
+
+
+def test_each_problem_is_told_once(caplog):
+    run = Run(options(), "a", WORLD)
+    run.warn_of_broken(["", "A/a: torn", "A/a: torn"])
+    run.warn_of_broken(["A/a: torn", ""])
+    assert caplog.text.count("another video stands in: A/a: torn") == 1
+
+
+def test_a_line_in_the_log_twice_a_minute(monkeypatch, caplog):
+    run, state = Run(options(), "a", WORLD), new_state()
+    state.iteration = 4
+    speed = {"lr": 0.1, "clips_per_second": 2.0, "data_wait": 0.25}
+    with run.training(0), caplog.at_level(logging.INFO, "coclr"):
+        run.record(state, [{"loss": 1.0}], speed, done=1, total=10)
+        assert caplog.text == ""
+        monkeypatch.setattr(module.time, "monotonic", lambda: run._last_line + 31)
+        run.record(state, [{"loss": 1.0}], speed, done=2, total=10)
+    assert "epoch 0, step 2/10: loss 1.0000, 2.0 clips/s, data wait 25 %, 00:29 left" in caplog.text
