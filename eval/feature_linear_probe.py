@@ -21,7 +21,7 @@ log = logging.getLogger("coclr")
 
 
 def make_parser() -> Parser:
-    parser = Parser(__doc__)
+    parser = Parser(__doc__, "--test DIR|CKPT")
     add_feature_options(parser)
     parser.add_argument("--batch_size", type=positive_int, default=1024, help="features per step")
     parser.add_argument("--epochs", type=positive_int, default=100, help="epochs in all")

@@ -25,7 +25,7 @@ Probabilities = dict[str, dict[str, Any]]
 
 
 def make_parser() -> Parser:
-    parser = Parser(__doc__)
+    parser = Parser(__doc__, "--prob1 PROB1 --prob2 PROB2")
     parser.add_argument(
         "--prob1", required=True, help="RGB: JSON of class probabilities (c), or feature folder (s)"
     )

@@ -118,7 +118,7 @@ Table = dict[Subject, dict[str, Cell]]
 
 
 def make_parser() -> Parser:
-    parser = Parser(__doc__)
+    parser = Parser(__doc__, "[RESULTS]")
     parser.add_argument("results", nargs="?", default="results.jsonl", help="records of evaluations")
     parser.add_argument("--out", default="results", metavar="STEM", help="writes STEM.md and STEM.csv")
     parser.add_argument(

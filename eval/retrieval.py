@@ -24,7 +24,7 @@ log = logging.getLogger("coclr")
 
 
 def make_parser() -> Parser:
-    parser = Parser(__doc__)
+    parser = Parser(__doc__, "--test DIR|CKPT")
     add_feature_options(parser)
     parser.add_argument(
         "--gallery",

@@ -284,7 +284,8 @@ def read_report(out: Path) -> dict:
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(
         "Make LMDB databases of RGB frames and optical flow from a folder of videos. Stopped at any point, "
-        "the same command goes on where it was. torchrun or srun share the work out among machines."
+        "the same command goes on where it was. torchrun or srun share the work out among machines.",
+        "NAME --videos DIR --out DIR",
     )
     parser.add_argument(
         "name", metavar="NAME", help="ucf101, hmdb51, k400 (train and val folders), or a name of yours"

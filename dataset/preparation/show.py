@@ -46,7 +46,8 @@ def contact_sheet(rows: list[list[np.ndarray]]) -> np.ndarray:
 @one_line_errors
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(
-        "Draw a contact sheet of a video: RGB frames, below them flow (hue: direction, saturation: speed)."
+        "Draw a contact sheet of a video: RGB frames, below them flow (hue: direction, saturation: speed).",
+        "DB VIDEO -o FILE.png",
     )
     parser.add_argument("db", metavar="DB", type=Path, help="a database, or a folder made by dataset.prepare")
     parser.add_argument("video", metavar="VIDEO", help="name, class/video")

@@ -189,7 +189,7 @@ def _fill(part: Path, videos: int, size: int, frames: int, seed: int, jobs: int)
 
 @one_line_errors
 def main(argv: list[str] | None = None) -> None:
-    parser = Parser(__doc__.split("\n")[0])
+    parser = Parser(__doc__.split("\n")[0], "--out OUT")
     parser.add_argument("--out", required=True, type=Path, help="folder to make")
     parser.add_argument("--videos", type=int, default=50, help="videos per class; there are eight classes")
     parser.add_argument("--size", type=int, default=96, help="width and height in pixels")

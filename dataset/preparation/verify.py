@@ -122,7 +122,7 @@ def pairs(path: Path) -> list[tuple[Path | None, Path | None]]:
 
 @one_line_errors
 def main(argv: list[str] | None = None) -> None:
-    parser = Parser("Check databases of videos; exit status 1 if something is broken.")
+    parser = Parser("Check databases of videos; exit status 1 if something is broken.", "DB [FLOW_DB]")
     parser.add_argument("db", metavar="DB", type=Path, help="a database, or a folder made by dataset.prepare")
     parser.add_argument(
         "flow_db", metavar="FLOW_DB", type=Path, nargs="?", help="the flow database that belongs to it"
