@@ -22,13 +22,14 @@ from dataset.augmentation import MEAN, STD
 from dataset.clips import test_windows
 from dataset.crop import crop_resize
 from dataset.jpeg import encode
+from dataset.options import add_database_options
 from dataset.registry import Videos
 from dataset.store import pack_frames, write_store
 from dataset.window_dataset import crop_boxes
 from eval.predict import features_of, read_videos
 from utils.errors import UserError, one_line_errors
 from utils.launch import World
-from utils.options import Parser, add_database_options, positive_int
+from utils.options import Parser, positive_int
 
 
 def make_noise(folder: Path, videos: int = 24, frames: int = 90) -> None:
