@@ -95,13 +95,7 @@ def resume(state: TrainState, path: Path, processes: int, reset_lr: bool) -> Non
     checkpoint = load_checkpoint(path)
     load_state(state.model, checkpoint["state_dict"], checkpoint, path)
     state.restore(checkpoint, path, processes, reset_lr)
-    log.info(
-        "resumed from %s: epoch %d, %d videos of it seen, iteration %d",
-        path,
-        state.epoch,
-        state.seen,
-        state.iteration,
-    )
+    log.info("resumed from %s: epoch %d, iteration %d", path, state.epoch, state.iteration)
 
 
 def has_classifier(checkpoint: Checkpoint) -> bool:

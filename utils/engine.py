@@ -100,11 +100,9 @@ def train_epoch(
         group["lr"] = lr * group.get("lr_scale", 1.0)
     state.model.train()
     if state.seen:
+        seen_already = (state.epoch, state.seen, total - done, total)
         log.info(
-            "epoch %d goes on after the %d videos that it has seen: %d steps are left",
-            state.epoch,
-            state.seen,
-            len(loader),
+            "epoch %d goes on after the %d videos that it has seen: %d of %d steps are left", *seen_already
         )
     bar = tqdm(
         loader,

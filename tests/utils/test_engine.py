@@ -137,7 +137,7 @@ def test_epoch_goes_on_after_what_was_seen_with_another_batch_size(run, caplog):
     assert rest == [name for batch in loader for name in batch["name"]]
     assert rest[:3] == whole[4:7]
     assert len(rest) == 3
-    assert "epoch 0 goes on after the 4 videos that it has seen: 1 steps are left" in caplog.text
+    assert "epoch 0 goes on after the 4 videos that it has seen: 1 of 2 steps are left" in caplog.text
 
 
 def test_rate_drops_with_the_epoch(run):
