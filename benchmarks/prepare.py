@@ -1,159 +1,142 @@
-"""Preparing databases: frames per second, against the bare work that it needs.
+"""Preparing databases: dataset.prepare against the bare work that it needs, and its TV-L1 against OpenCV's.
 
-    python -m benchmarks.prepare [--videos DIR] [-j N]
+    PYTHONPATH=.venv/contrib python -m benchmarks.prepare --videos DIR [--frames 60000] [--pairs 20] [-j N]
 
-RGB: dataset.prepare by N processes compared with decoding, resizing and JPEG alone, the frames thrown away, in one
-process and in N at once. Processor time is shown as well: it says the same where other work slows the machine down.
-Flow: frames per second of one process and the share of time inside the flow method.
+RGB: dataset.prepare by one process and by N beside decoding, resizing and JPEG alone. Flow: each method on the same
+pairs of neighbouring frames, with one thread; OpenCV's TV-L1 is in opencv-contrib-python-headless, which
+scripts/test.sh puts into .venv/contrib. Everything in turns.
 """
 
 import itertools
 import logging
-import math
 import multiprocessing
-import os
+import statistics
 import subprocess
 import sys
 import tempfile
-import time
+from functools import partial
 from pathlib import Path
 
 import cv2
+import numpy as np
 
-from benchmarks.common import in_turns, measured, print_setting
+from benchmarks.common import in_turns, print_setting, spread
 from dataset.jpeg import encode
 from dataset.preparation.decode import decode_video
 from dataset.preparation.find import Video, find_videos
-from dataset.preparation.flow import METHODS
-from dataset.preparation.frames import Options, make_frames, resize
-from dataset.preparation.synthetic import write_footage
+from dataset.preparation.flow import compute_flow, warm_up
+from dataset.preparation.frames import Options, resize
+from utils.cores import available_cores
 from utils.errors import one_line_errors
 from utils.options import Parser, positive_int
 
-ROOT = Path(__file__).resolve().parents[1]
-UCF101_FRAMES = 2_480_000
+MILLION_FRAMES = {
+    "UCF101": 2.48,
+    "HMDB51": 0.64,
+    "Kinetics-400": 75,
+}  # the last: 260,000 clips of 10 s, 29 frames/s
 
 
 def repeat(videos: list[Video], folder: Path, frames: int) -> int:
     """Link the videos into ``folder`` again and again, up to about that many frames; returns the exact number."""
     once = sum(1 for video in videos for _ in decode_video(video.path))
-    times = math.ceil(frames / once)
-    for i in range(times):
-        for video in videos:
-            link = folder / video.name.split("/")[0] / f"{i}-{Path(video.path).name}"
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(os.path.abspath(video.path))
-    return once * times
+    for i, video in itertools.product(range(-(-frames // once)), videos):
+        link = folder / "class" / f"{i}-{Path(video.path).name}"
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(Path(video.path).absolute())
+    return once * -(-frames // once)
 
 
-def bare_work(videos: list[Video], short_side: int) -> float:
-    """Decode, resize and compress; seconds of processor time."""
-    cv2.setNumThreads(1)
-    start = time.process_time()
+def bare_work(videos: list[Video], short_side: int) -> None:
     for video in videos:
         for frame in decode_video(video.path):
             encode(resize(frame, short_side), Options().quality)
-    return time.process_time() - start
 
 
-def prepare(source: Path, jobs: int, short_side: int) -> float:
-    """The whole command; seconds of processor time."""
+def prepare(source: Path, jobs: int, short_side: int) -> None:
     with tempfile.TemporaryDirectory(dir=source.parent) as out:
-        command = [
-            sys.executable,
-            "-m",
-            "dataset.prepare",
-            "bench",
-            "--videos",
-            str(source),
-            "--out",
-            f"{out}/o",
-            "--streams",
-            "rgb",
-            "--short_side",
-            str(short_side),
-            "-j",
-            str(jobs),
-        ]
-        return measured(lambda: subprocess.run(command, cwd=ROOT, check=True, stderr=subprocess.DEVNULL))[2]
+        command = f"-m dataset.prepare bench --videos {source} --out {out}/o --streams rgb -j {jobs}"
+        command += f" --short_side {short_side}"
+        subprocess.run([sys.executable, *command.split()], check=True, stderr=subprocess.DEVNULL)
+
+
+def compare_rgb(videos: list[Video], args, work: Path) -> None:
+    frames = repeat(videos, work / "links", args.frames)
+    linked = find_videos(work / "links").videos
+    runs = {"bare work": partial(bare_work, linked, args.short_side)}
+    for jobs in (1, args.jobs):
+        runs[f"dataset.prepare -j {jobs}"] = partial(prepare, work / "links", jobs, args.short_side)
+    for name, rounds in in_turns(runs, args.rounds).items():
+        rates = [frames / wall for _, wall, _ in rounds]
+        used = min(cpu for *_, cpu in rounds) / frames
+        print(f"{name:20} {spread(rates, 0)} frames/s, {used * 1e3:.3f} ms of processor time per frame")
+
+
+def grey_pairs(videos: list[Video], short_side: int, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """``count`` pairs of neighbouring frames, evenly from the videos."""
+    pairs = []
+    for video in videos:
+        grey = [cv2.cvtColor(resize(f, short_side), cv2.COLOR_BGR2GRAY) for f in decode_video(video.path)]
+        pairs += itertools.pairwise(grey)
+    return [pairs[i] for i in np.linspace(0, len(pairs) - 1, count).astype(int)]
+
+
+def compute_flows(method: str, pairs: list[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarray]:
+    """Flow of each pair by "tvl1", "dis" or "opencv", which is OpenCV's TV-L1."""
+    cv2.setNumThreads(1)
+    if method == "opencv":
+        return [cv2.optflow.DualTVL1OpticalFlow_create().calc(*pair, None) for pair in pairs]
+    return [compute_flow(*pair, method) for pair in pairs]
+
+
+def compare_flow(pairs: list[tuple[np.ndarray, np.ndarray]], args) -> None:
+    methods = ["tvl1", "dis", *(["opencv"] if hasattr(cv2, "optflow") else [])]
+    runs = in_turns({method: partial(compute_flows, method, pairs) for method in methods}, args.rounds)
+    for method, rounds in runs.items():
+        ms = [cpu / len(pairs) * 1e3 for *_, cpu in rounds]
+        hours = {name: millions * statistics.median(ms) / 3.6 for name, millions in MILLION_FRAMES.items()}
+        print(f"{method:6} {spread(ms, 1)} ms of processor time per frame; hours on one core:", end=" ")
+        print(*(f"{name} {value:.1f}" for name, value in hours.items()), sep=", ")
+    if "opencv" in runs:
+        ratios = [b[2] / a[2] for a, b in zip(runs["tvl1"], runs["opencv"], strict=True)]
+        error = np.linalg.norm(np.subtract(runs["tvl1"][0][0], runs["opencv"][0][0]), axis=-1)
+        print(
+            f"tvl1 is {spread(ratios)} times as fast as OpenCV's; mean end point error {error.mean():.4f} px"
+        )
+    with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:
+        share = ("tvl1", pairs)
+        pool.starmap(compute_flows, [("tvl1", pairs[:1])] * args.jobs, chunksize=1)  # started and warm
+        one = partial(pool.apply, compute_flows, share)
+        many = partial(pool.starmap, compute_flows, [share] * args.jobs, 1)
+        runs = in_turns({"one": one, "many": many}, args.rounds)
+        gains = [args.jobs * a[1] / b[1] for a, b in zip(runs["one"], runs["many"], strict=True)]
+        print(f"tvl1 by {args.jobs} processes: {spread(gains)} times the frames of one")
 
 
 @one_line_errors
 def main(argv: list[str] | None = None) -> None:
-    parser = Parser("Speed of dataset.prepare against the bare work.")
-    parser.add_argument(
-        "--videos", type=Path, help="folder of class/video files; drawn ones (240x240) if not given"
-    )
+    parser = Parser("Speed of dataset.prepare and of its flow methods.")
+    parser.add_argument("--videos", type=Path, required=True, help="folder of class/video files")
     parser.add_argument("--short_side", type=positive_int, default=256, help="of the prepared frames")
     parser.add_argument(
-        "--frames", type=positive_int, default=60000, help="frames of RGB, by repeating the videos"
+        "--frames", type=int, default=60000, help="frames of RGB, by repeating the videos; or 0"
     )
-    parser.add_argument("--flow_frames", type=positive_int, default=40, help="frames of flow per method")
-    parser.add_argument(
-        "--rounds", type=positive_int, default=2, help="measurements; the best of each counts"
-    )
-    parser.add_argument(
-        "--work",
-        type=Path,
-        default="/dev/shm" if Path("/dev/shm").is_dir() else None,
-        metavar="DIR",
-        help="folder of the outputs; a RAM disk leaves the speed of the disk out of account",
-    )
-    parser.add_argument(
-        "-j", "--jobs", type=positive_int, default=len(os.sched_getaffinity(0)), help="processes (N)"
-    )
+    parser.add_argument("--pairs", type=positive_int, default=20, help="pairs of frames for flow")
+    parser.add_argument("--rounds", type=positive_int, default=3, help="measurements of each")
+    parser.add_argument("-j", "--jobs", type=positive_int, default=available_cores(), help="processes (N)")
     args = parser.parse_args(argv)
     print_setting(argv)
     logging.disable()
     cv2.setNumThreads(1)
-    with tempfile.TemporaryDirectory(dir=args.work) as folder:
-        work = Path(folder)
-        if not args.videos:
-            write_footage(work / "made", 1, 240, 120, 0, args.jobs)
-        videos = find_videos(args.videos or work / "made").videos
-        frames = repeat(videos, work / "links", args.frames)
-        linked = find_videos(work / "links").videos
-        shape = next(decode_video(videos[0].path)).shape
-        print(f"{frames} frames, the first {shape[1]}x{shape[0]}, short side {args.short_side}")
-        shares = [linked[i :: args.jobs] for i in range(args.jobs)]
-        with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:
-            pool.starmap(bare_work, [(videos[:1], args.short_side)] * args.jobs)  # start and warm up
-            runs = in_turns(
-                {
-                    "bare work, 1 process": lambda: pool.apply(bare_work, (linked, args.short_side)),
-                    f"bare work, {args.jobs} at once": lambda: sum(
-                        pool.starmap(bare_work, [(share, args.short_side) for share in shares], chunksize=1)
-                    ),
-                    "dataset.prepare -j 1": lambda: prepare(work / "links", 1, args.short_side),
-                    f"dataset.prepare -j {args.jobs}": lambda: prepare(
-                        work / "links", args.jobs, args.short_side
-                    ),
-                },
-                args.rounds,
-            )
-        rates = {name: frames / min(wall for _, wall, _ in rounds) for name, rounds in runs.items()}
-        cpus = {name: min(cpu for cpu, *_ in rounds) / frames * 1e3 for name, rounds in runs.items()}
-        for name, rate in rates.items():
-            print(
-                f"{name:24} {rate:8.1f} frames/s, {rate / rates['bare work, 1 process']:5.2f} x one bare process; "
-                f"{cpus[name]:.3f} ms of processor time per frame, {cpus[name] / cpus['bare work, 1 process']:.2f} x"
-            )
-        rate = rates["dataset.prepare -j 1"]
-        print(f"UCF101 RGB ({UCF101_FRAMES} frames): {UCF101_FRAMES / rate / 3600:.1f} hours on one core")
-
-        for method in METHODS:
-            clock, options = [0.0], Options(flow=method, short_side=args.short_side)
-            pairs = itertools.islice(
-                (s for s, _ in make_frames(videos[0], options, clock) if s == "flow"), args.flow_frames
-            )
-            start = time.perf_counter()
-            count = sum(1 for _ in pairs)
-            total = time.perf_counter() - start
-            hours = UCF101_FRAMES / count * total / 3600
-            print(
-                f"RGB and flow, {method:5} {count / total:12.2f} frames/s, {100 * clock[0] / total:.1f} % of it in "
-                f"the flow method; UCF101: {hours:.0f} hours on one core"
-            )
+    warm_up("tvl1")
+    videos = find_videos(args.videos).videos
+    memory = "/dev/shm" if Path("/dev/shm").is_dir() else None  # the speed of a disk is left out of account
+    with tempfile.TemporaryDirectory(dir=memory) as folder:
+        if args.frames:
+            compare_rgb(videos, args, Path(folder))
+    pairs = grey_pairs(videos, args.short_side, args.pairs)
+    print(f"{len(pairs)} pairs of frames, {pairs[0][0].shape[1]}x{pairs[0][0].shape[0]}")
+    compare_flow(pairs, args)
 
 
 if __name__ == "__main__":

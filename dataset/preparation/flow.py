@@ -8,7 +8,9 @@ import numpy as np
 
 from utils.errors import UserError
 
-METHODS = {"tvl1": "coclr-numba-1", "dis": "opencv"}  # by whom; a change of the numbers is a new name
+# The methods and by whom they are: what gives other numbers has another name. TV-L1's bicubic warping is OpenCV's,
+# which version 5 has changed.
+METHODS = {"tvl1": f"coclr-numba-1, OpenCV {cv2.__version__.split('.')[0]}", "dis": "opencv"}
 
 
 def compute_flow(previous: np.ndarray, following: np.ndarray, method: str = "tvl1") -> np.ndarray:
