@@ -115,8 +115,10 @@ def find_videos(folder: Path) -> Footage:
     except OSError as error:
         raise UserError(f"cannot read --videos {folder}: {error.strerror}") from error
     if not videos:
+        left_out = "".join(f"; {name}: {reason}" for name, reason in list(footage.left_out.items())[:1])
         raise UserError(
-            f"no video file and no folder of frames (image_00001.jpg, ...) in {folder}{describe(footage.ignored)}"
+            f"no video file and no folder of frames (image_00001.jpg, ...) in {folder}"
+            f"{describe(footage.ignored)}{left_out}"
         )
     footage.videos = sorted(videos.values(), key=lambda video: by_class(video.name))
     return footage

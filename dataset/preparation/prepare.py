@@ -27,6 +27,7 @@ from dataset.preparation.find import (
     describe,
     find_lists,
     find_videos,
+    in_class_folder,
     keep_to_classes,
     listed_in,
 )
@@ -35,7 +36,7 @@ from dataset.preparation.frames import Options
 from dataset.preparation.merge import merge, remove_finished, wait_for_others
 from dataset.preparation.owner import owned
 from dataset.preparation.write import prepare_videos, read_notes
-from dataset.splits import ucf101_split
+from dataset.splits import read_lines, ucf101_split
 from dataset.store import VideoStore, shuffled
 from utils.cores import available_cores
 from utils.errors import UserError, one_line_errors
@@ -92,8 +93,9 @@ def prepare(plan: Plan, jobs: int, only_merge: bool, rank: int, size: int) -> No
             len(done) + len(notes),
             describe(plan.footage.ignored),
         )
+        todo = missing.keys() - notes.keys()
         if not only_merge:
-            share = [missing[name] for name in shuffled(names)[rank::size] if name in missing.keys() - notes]
+            share = [missing[name] for name in shuffled(names)[rank::size] if name in todo]
             notes |= prepare_share(share, plan, jobs)
         if rank == 0:
             others = [video for name, video in missing.items() if name not in notes]
@@ -107,17 +109,17 @@ def finished_videos(plan: Plan) -> set[str]:
 
     Raises UserError if the databases were made by other options or of other videos, or are not of this command.
     """
-    existing = [path for path in plan.databases().values() if path.exists()]
     report = read_report(plan.out)
     if not report:
-        if existing and not (plan.unfinished / "options.json").exists():
+        begun = (plan.unfinished / "options.json").exists()
+        if not begun and any(path.exists() for path in plan.databases().values()):
             raise UserError(
                 f"{plan.out} holds databases that were not made by this command; choose another --out"
             )
         return set()
     compare_options(report["options"], plan)
-    names = set.intersection(*(set(VideoStore(path).names) for path in plan.databases().values()))
     sizes = {video.name: video.size for video in plan.footage.videos}
+    names = names_in(plan)
     gone = names - sizes.keys()
     if gone:
         raise UserError(
@@ -126,6 +128,14 @@ def finished_videos(plan: Plan) -> set[str]:
         )
     before = report.get("source_bytes", sizes)
     return {name for name in names if before.get(name) == sizes[name]}
+
+
+def names_in(plan: Plan) -> set[str]:
+    """The videos that all of the databases hold; none where one is missing."""
+    paths = plan.databases().values()
+    if not all(path.exists() for path in paths):
+        return set()
+    return set.intersection(*(set(VideoStore(path).names) for path in paths))
 
 
 def claim(plan: Plan) -> None:
@@ -196,16 +206,11 @@ def prepare_share(share: list[Video], plan: Plan, jobs: int) -> dict[str, dict]:
 
 
 def finish(plan: Plan, notes: dict[str, dict]) -> None:
-    """Merge what the ``notes`` say is new into the databases, and write what was made and what was left out."""
+    """Bring the databases up to date with the ``notes``, and write what they hold and what was left out."""
     names = {video.name for video in plan.footage.videos}
     new = {name: note for name, note in notes.items() if "records" in note}
-    prepared = names - notes.keys() | new.keys()
-    absent = listed_in(plan.out, names, plan.parts) - names
-    if absent:
-        log.warning("the split lists name %d videos that are not there, e.g. %s", len(absent), min(absent))
-    left_out = plan.footage.left_out | dict.fromkeys(
-        absent, "the split lists name it, but there is no such video"
-    )
+    prepared = (names - notes.keys()) | new.keys()
+    left_out = plan.footage.left_out | absent_videos(plan, names)
     left_out |= {name: note["left_out"] for name, note in notes.items() if "left_out" in note}
     lines = [f"{name}: {reason}\n" for name, reason in sorted(left_out.items())]
     write_if_changed(plan.out / "left_out.txt", "".join(lines))
@@ -213,28 +218,38 @@ def finish(plan: Plan, notes: dict[str, dict]) -> None:
         raise UserError(
             f"not one of {len(names)} videos could be prepared; {plan.out / 'left_out.txt'} says why"
         )
-    report = read_report(plan.out) | {
-        "source": str(plan.footage.folder.resolve()),
-        "videos": len(prepared),
-        "left_out": len(left_out),
-        "ignored": dict(plan.footage.ignored),
-    }
-    if new:
+    report = read_report(plan.out)
+    if new or prepared != names_in(plan):
+        order = shuffled(prepared)
         report |= {
             "options": asdict(plan.options),
             "opencv": cv2.__version__,
             "streams": {
-                stream: merge(shuffled(prepared), new, plan.unfinished, path, stream)
+                stream: merge(order, new, plan.unfinished, path, stream)
                 for stream, path in plan.databases().items()
             },
             "process_seconds": round(report.get("process_seconds", 0) + total(notes, "seconds"), 3),
             "flow_seconds": round(report.get("flow_seconds", 0) + total(notes, "flow_seconds"), 3),
         }
     remarks = report.get("remarks", {}) | {name: note.get("remarks") for name, note in new.items()}
-    report["remarks"] = {name: text for name, text in sorted(remarks.items()) if text and name in prepared}
-    report["source_bytes"] = {v.name: v.size for v in plan.footage.videos if v.name in prepared}
+    report |= {
+        "source": str(plan.footage.folder.resolve()),
+        "videos": len(prepared),
+        "left_out": len(left_out),
+        "ignored": dict(plan.footage.ignored),
+        "remarks": {name: text for name, text in sorted(remarks.items()) if text and name in prepared},
+        "source_bytes": {video.name: video.size for video in plan.footage.videos if video.name in prepared},
+    }
     write_if_changed(plan.out / "prepared.json", json.dumps(report, indent=1) + "\n")
     log_report(plan.out, report, len(new))
+
+
+def absent_videos(plan: Plan, names: set[str]) -> dict[str, str]:
+    """Videos that the split lists name and the footage lacks, with the reason for which they are left out."""
+    absent = listed_in(plan.out, names, plan.parts) - names
+    if absent:
+        log.warning("the split lists name %d videos that are not there, e.g. %s", len(absent), min(absent))
+    return dict.fromkeys(absent, "the split lists name it, but there is no such video")
 
 
 def total(notes: dict[str, dict], key: str) -> float:
@@ -255,15 +270,9 @@ def log_report(out: Path, report: dict, new: int) -> None:
             made["bytes"] / 1e6,
             made["bytes_per_frame"],
         )
-    if report["remarks"]:
-        first = next(iter(report["remarks"]))
-        log.info(
-            "%s has remarks on %d videos, e.g. %s: %s",
-            out / "prepared.json",
-            len(report["remarks"]),
-            first,
-            report["remarks"][first],
-        )
+    for name, text in list(report["remarks"].items())[:1]:
+        number = len(report["remarks"])
+        log.info("%s: remarks on %d videos, e.g. %s: %s", out / "prepared.json", number, name, text)
     log.info(
         "%d videos, %d of them new, %d left out%s; %.1f process-minutes, %.0f %% of them in the flow method",
         report["videos"],
@@ -287,16 +296,14 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         "the same command goes on where it was. torchrun or srun share the work out among machines.",
         "NAME --videos DIR --out DIR",
     )
-    parser.add_argument(
-        "name", metavar="NAME", help="ucf101, hmdb51, k400 (train and val folders), or a name of yours"
-    )
+    parser.add_argument("name", metavar="NAME", help="ucf101, hmdb51, k400, or a name of yours")
     parser.add_argument(
         "--videos",
         type=Path,
         required=True,
         metavar="DIR",
-        help="folder of class/video.{avi,mp4,mkv,webm} or of class/video/image_00001.jpg (and flow_x_, "
-        "flow_y_00001.jpg pairs or 3-channel flow_00001.jpg)",
+        help="folder of class/video.mp4 (any format) or of class/video/image_00001.jpg (and flow_x_, "
+        "flow_y_00001.jpg pairs or 3-channel flow_00001.jpg); without labels folders of any depth",
     )
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="gets rgb.lmdb, flow.lmdb, lists"
@@ -306,7 +313,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         type=Path,
         metavar="DIR",
         help="folder of split lists (UCF101's, HMDB51's, split.csv, train_split01.csv); looked for in "
-        "VIDEOS_splits and among the videos if not given",
+        "VIDEOS_splits and among the videos if not given; none are needed where the videos lie in train/ and val/",
     )
     parser.add_argument(
         "--streams",
@@ -371,6 +378,14 @@ def make_plans(args: argparse.Namespace) -> list[Plan]:
         footage = find_videos(source)
         if args.name in DATASETS or lists:
             keep_to_classes(footage)
+        elsewhere = [video.name for video in footage.videos if not in_class_folder(video.name)]
+        if elsewhere:
+            log.info(
+                "%d of %d videos lie in no folder of a class (class/video), e.g. %s: there will be no labels",
+                len(elsewhere),
+                len(footage.videos),
+                elsewhere[0],
+            )
         if facts.split_by == "names":  # refuse others before the work
             ucf101_split([video.name for video in footage.videos], 1)
         plans.append(Plan(footage, out, lists, parts, options))
@@ -378,13 +393,13 @@ def make_plans(args: argparse.Namespace) -> list[Plan]:
 
 
 def write_classes(plans: list[Plan], out: Path) -> None:
-    """Write classes.txt of the finished databases of all ``plans``: empty where the videos have no labels."""
-    prepared = {
-        name for plan in plans for path in plan.databases().values() for name in VideoStore(path).names
-    }
+    """Write classes.txt of the finished databases: empty where the videos have no labels; another order of it stays."""
+    prepared = set().union(*map(names_in, plans))
     found = {video.name for plan in plans for video in plan.footage.videos}
     classes = class_list(plans[-1].out, prepared, found)
-    write_if_changed(out / "classes.txt", "".join(f"{label}\n" for label in classes))
+    path = out / "classes.txt"
+    if not path.is_file() or sorted(read_lines(path)) != sorted(classes):
+        write_if_changed(path, "".join(f"{label}\n" for label in classes))
     if not classes:
         log.info(
             "no labels: not every video lies in a folder of its class (class/video); all are for training"

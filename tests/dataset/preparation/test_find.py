@@ -79,6 +79,10 @@ def test_links_that_lead_nowhere_or_in_a_circle_are_named(tmp_path):
     assert names(footage) == ["a/twin/y", "a/x", "c/y"]
     assert footage.left_out.keys() == {"a/loop.mp4", "a/gone.mp4", "a/up"}
     assert footage.left_out["a/up"].endswith("a link to a folder that it lies in")
+    (tmp_path / "a/x.mp4").unlink()
+    (tmp_path / "c/y.mp4").unlink()
+    with pytest.raises(UserError, match=r"no video file .*; a/gone\.mp4: cannot read .*: No such file"):
+        find_videos(tmp_path)
     with pytest.raises(UserError, match=r"cannot read --videos .*gone"):
         find_videos(tmp_path / "gone")
 

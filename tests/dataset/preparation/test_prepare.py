@@ -529,7 +529,7 @@ def test_footage_without_labels(tmp_path):
     extract_frames(videos / "frames")
     result = run(videos, out)
     assert result.returncode == 0, result.stderr
-    assert "no labels: not every video lies in a folder of its class" in result.stderr
+    assert "3 of 4 videos lie in no folder of a class (class/video), e.g. 2023/01/cam: there" in result.stderr
     assert sorted(VideoStore(out / "rgb.lmdb").names) == ["2023/01/cam", "2023/02", "flat", "frames"]
     assert (out / "classes.txt").read_text() == ""
 
@@ -543,3 +543,27 @@ def test_any_name_in_train_and_val_is_prepared_in_parts(tmp_path):
     assert VideoStore(out / "val/rgb.lmdb").names == ["a/3"]
     assert (out / "classes.txt").read_text().split() == ["a", "b"]
     assert f"{videos / 'test'} is not read" in result.stderr
+
+
+def test_a_video_that_broke_since_leaves_the_finished_databases(tmp_path):
+    videos, out = tmp_path / "videos", tmp_path / "out"
+    add_videos(videos, "a/1.avi", "b/2.avi")
+    assert run(videos, out).returncode == 0
+    (videos / "b/2.avi").write_bytes(b"")
+    result = run(videos, out)
+    assert "is finished: 1 videos, 1 left out" in result.stderr
+    assert [VideoStore(out / f"{stream}.lmdb").names for stream in ("rgb", "flow")] == [["a/1"]] * 2
+    assert (out / "classes.txt").read_text() == "a\n"
+    (out / "flow.lmdb").unlink()  # someone wants it made anew
+    assert "2 videos, 0 of them done before" in run(videos, out).stderr
+    assert VideoStore(out / "flow.lmdb").names == ["a/1"]
+
+
+def test_an_order_of_the_classes_of_ones_own_stays(footage, undisturbed, tmp_path):
+    out = Path(shutil.copytree(undisturbed, tmp_path / "out"))
+    (out / "classes.txt").write_text("ärger\nWalk\nRun\n", encoding="utf-8")
+    assert run(footage, out).returncode == 0
+    assert (out / "classes.txt").read_text(encoding="utf-8").split() == ["ärger", "Walk", "Run"]
+    (out / "classes.txt").unlink()
+    assert run(footage, out).returncode == 0
+    assert (out / "classes.txt").read_text(encoding="utf-8").split() == ["Run", "Walk", "ärger"]
