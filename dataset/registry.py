@@ -109,51 +109,39 @@ def locate(
     dataset: DatasetName, data_root: Path, part: str, given: Mapping[str, str | None]
 ) -> dict[str, tuple[str, Path]]:
     """(key of ``SOURCES``, path) of each stream: as an option in ``given`` says, else the first kind in ROOT/NAME."""
-    folder = data_root / dataset.base
     found = {}
     for stream in dataset.streams:
         kinds = [kind for kind, facts in SOURCES.items() if stream in facts.streams]
-        named = {kind: Path(given[f"{stream}_{kind}"]) for kind in kinds if given.get(f"{stream}_{kind}")}
-        if len(named) > 1:
-            options = " and ".join(f"--{stream}_{kind}" for kind in named)
+        places = {kind: Path(given[f"{stream}_{kind}"]) for kind in kinds if given.get(f"{stream}_{kind}")}
+        if len(places) > 1:
+            options = " and ".join(f"--{stream}_{kind}" for kind in places)
             raise UserError(f"{options} exclude one another: the frames come from one of them")
-        places = named or {kind: _usual_place(dataset, part, folder, stream, kind) for kind in kinds}
+        for kind in () if places else kinds:
+            folder = data_root / dataset.base
+            above = folder if SOURCES[kind].is_footage else _folder_of(part, dataset, folder)
+            places[kind] = above / SOURCES[kind].place(stream)
         kind = next((kind for kind, path in places.items() if path.exists()), None)
         if kind is None:
-            raise UserError(_absent(dataset, data_root, stream, places, is_known=bool(named or found)))
+            raise UserError(_absent(data_root, stream, places))
         path = places[kind]
         found[stream] = kind, _folder_of(part, dataset, path) if SOURCES[kind].is_footage else path
     return found
-
-
-def _usual_place(dataset: DatasetName, part: str, folder: Path, stream: str, kind: str) -> Path:
-    above = folder if SOURCES[kind].is_footage else _folder_of(part, dataset, folder)
-    return above / SOURCES[kind].place(stream)
 
 
 def _folder_of(part: str, dataset: DatasetName, folder: Path) -> Path:
     return folder / PART_FOLDERS[part] if lies_in_parts(dataset.base, folder) else folder
 
 
-def _absent(
-    dataset: DatasetName, data_root: Path, stream: str, places: Mapping[str, Path], is_known: bool
-) -> str:
-    """What to say of a stream that is at none of its ``places``; of an unknown dataset, which ones there are."""
-    folder = data_root / dataset.base
+def _absent(data_root: Path, stream: str, places: Mapping[str, Path]) -> str:
+    """What to say of a stream that is at none of its ``places``."""
+    absent = " and no ".join(f"{SOURCES[kind].label} at {path}" for kind, path in places.items())
     options = ", ".join(f"--{stream}_{kind}" for kind in places)
-    if is_known or folder.is_dir() or dataset.base in DATASETS:
-        absent = " and no ".join(f"{SOURCES[kind].label} at {path}" for kind, path in places.items())
-        return (
-            f"no {STREAMS[stream].label} {absent}; set {options}, --data_root or $COCLR_DATA, or make a database by "
-            "'python -m dataset.prepare'"
-        )
-    prepared = []
+    datasets = []
     if data_root.is_dir():
-        prepared = sorted(path.name for path in data_root.iterdir() if path.is_dir())
+        datasets = sorted(path.name for path in data_root.iterdir() if path.is_dir())
     return (
-        f"unknown dataset {dataset.base!r}: there is no folder {folder}. Known: {', '.join(DATASETS)}; in {data_root}: "
-        f"{', '.join(prepared) or 'nothing'}. Prepare it with 'python -m dataset.prepare' or set --data_root or "
-        f"{options}"
+        f"no {STREAMS[stream].label} {absent}; set {options}, --data_root or $COCLR_DATA, or make a database by "
+        f"'python -m dataset.prepare'; the datasets in {data_root}: {', '.join(datasets) or 'none'}"
     )
 
 
@@ -169,65 +157,43 @@ def open_videos(
     """The videos of one ``part`` ("train" or "test") of dataset ``name`` that are long enough for a clip.
 
     ``given`` says where sources lie, by the names of ``source_options``. Without ``data_root`` datasets lie in
-    $COCLR_DATA, else in ./data. Raises UserError for a missing source, an unknown dataset, or when no video is left.
+    $COCLR_DATA, else in ./data. Raises UserError for a missing source, or when no video is left.
     """
     dataset = parse_name(name)
     root = Path(data_root or os.environ.get("COCLR_DATA", "data"))
     places = locate(dataset, root, part, given or {})
     stores = {stream: SOURCES[kind].open(path) for stream, (kind, path) in places.items()}
     position = {stream: {video: i for i, video in enumerate(store.names)} for stream, store in stores.items()}
-    names = [
-        video for video in next(iter(stores.values())).names if all(video in p for p in position.values())
-    ]
-    found = _split(dataset, part, split, names, *next(iter(places.values())), root)
-    log.info("%s %s: %d videos (%s)", name, part, len(found.names), found.origin)
-    if not found.names:
+    first = next(iter(stores))
+    names = [video for video in stores[first].names if all(video in p for p in position.values())]
+    names, classes, origin = _split(dataset, part, split, names, *places[first], root)
+    log.info("%s %s: %d videos (%s)", name, part, len(names), origin)
+    if not names:
         raise UserError(
-            f"{name}: the {part} split is empty, none of its videos is in {found.folder} ({found.origin}); check the "
+            f"{name}: the {part} split is empty, none of its videos is in {places[first][1]} ({origin}); check the "
             "lists and the videos"
         )
 
-    positions = {s: np.array([position[s][video] for video in found.names], dtype=np.int64) for s in stores}
+    positions = {s: np.array([position[s][video] for video in names], dtype=np.int64) for s in stores}
     frames = np.min([stores[s].frame_counts()[positions[s]] for s in stores], axis=0)
     keep = long_enough(frames, seq_len, ds, dataset.facts.whole_clip)
+    clip = f"--seq_len {seq_len} --ds {ds}"
+    if not keep.any():
+        raise UserError(f"no video of {name} ({part}) in {places[first][1]} is long enough for {clip}")
     too_short = int((~keep).sum())
     if too_short:
-        log.info(
-            "%s %s: left out %d videos too short for %d frames at stride %d, or unreadable",
-            name,
-            part,
-            too_short,
-            seq_len,
-            ds,
-        )
-    if not keep.any():
-        raise UserError(
-            f"no video of {name} ({part}) in {found.folder} is long enough for --seq_len {seq_len} --ds {ds}"
-        )
-    number = {label: i for i, label in enumerate(found.classes)}
-    labels = np.array([number.get(class_of(video), 0) for video in found.names], dtype=np.int64)
-    sources = range(len(labels)) if found.lies_apart else source_ids(found.names)
-    videos = Videos(
-        stores, found.names, positions, frames, labels, np.array(sources), found.classes, too_short
-    )
+        log.info("%s %s: left out %d videos too short for %s, or unreadable", name, part, too_short, clip)
+    number = {label: i for i, label in enumerate(classes)}
+    labels = np.array([number.get(class_of(video), 0) for video in names], dtype=np.int64)
+    videos = Videos(stores, names, positions, frames, labels, np.array(source_ids(names)), classes, too_short)
     return videos.subset(np.flatnonzero(keep))
-
-
-@dataclass(frozen=True)
-class _Part:
-    """The ``names`` of a part of a dataset and where they were found; ``lies_apart``: in a folder for itself."""
-
-    names: list[str]
-    classes: list[str]
-    folder: Path
-    lies_apart: bool
-    origin: str
 
 
 def _split(
     dataset: DatasetName, part: str, split: int, names: list[str], kind: str, path: Path, data_root: Path
-) -> _Part:
-    """The videos of a part among ``names`` by lists and classes: beside a database, or where ``prepare`` finds them."""
+) -> tuple[list[str], list[str], str]:
+    """(videos of a part among ``names``, classes, where the split comes from) by lists and classes beside a database,
+    or where ``prepare`` looks for those of footage."""
     is_footage = SOURCES[kind].is_footage
     folder = path if is_footage else path.parent
     lies_apart = folder.name in PART_FOLDERS.values()
@@ -237,20 +203,20 @@ def _split(
         lists = find_lists(top, None) or data_root / dataset.base
     if dataset.base in DATASETS or find_split_lists(lists):
         names = [name for name in names if in_class_folder(name)]
-    listing = lists if is_footage else top
-    if (listing / "classes.txt").is_file():
-        classes = read_classes(listing, names)
+    beside = lists if is_footage else top
+    if (beside / "classes.txt").is_file():
+        classes = read_classes(beside, names)
     else:
-        found = set(names)
+        everything = set(names)
         if is_footage and lies_apart:  # both parts have one class list
-            found = {video.name for f in PART_FOLDERS.values() for video in find_videos(top / f).videos}
-        classes = class_list(lists, found, found)
+            everything = {video.name for f in PART_FOLDERS.values() for video in find_videos(top / f).videos}
+        classes = class_list(lists, everything, everything)
     if not classes and part == "test":
         raise UserError(
             f"{dataset.base} has no test part: its videos, not all in folders of classes, have no labels"
         )
     if lies_apart or not classes:
-        return _Part(names, classes, folder, lies_apart, f"all in {folder}")
+        return names, classes, f"all in {folder}"
     parts, origin = find_split(dataset.base, lists, names, split)
     wanted = set(parts[part])
-    return _Part([name for name in names if name in wanted], classes, folder, False, origin)
+    return [name for name in names if name in wanted], classes, origin

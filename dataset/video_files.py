@@ -36,9 +36,8 @@ INDEX = ".frame_index.json"
 SECONDS_BETWEEN_SAVES = 60
 WORTH_SEEKING = 8  # frames to skip, that is the time it takes to open a file once more
 
-Entry = dict[
-    str, Any
-]  # "bytes" and "time" of a file, then what ``pack`` makes of its index or "broken", why there is none
+# "bytes" and "time" of a file, then what ``pack`` makes of its index or "broken", why there is none
+Entry = dict[str, Any]
 
 
 class VideoFiles:
@@ -85,8 +84,6 @@ class VideoFiles:
                     yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
         except BrokenVideo as error:
             raise BrokenVideo(self.names[video], error.reason) from error
-        except OSError as error:
-            raise BrokenVideo(self.names[video], f"{error.filename}: {error.strerror}") from error
 
 
 def runs(indices: np.ndarray, keys: np.ndarray) -> list[list[int]]:
@@ -124,13 +121,11 @@ class _Indexing(Dataset):
 
     def __getitem__(self, i: int) -> Entry:
         path = self.videos[i].path
-        entry = state_of(path)
+        state = state_of(path)
         try:
-            return entry | pack(index_frames(path))
+            return state | pack(index_frames(path))
         except BrokenVideo as error:
-            return entry | {"broken": error.reason}
-        except OSError as error:
-            return entry | {"broken": f"cannot read {path}: {error.strerror}"}
+            return state | {"broken": error.reason}
 
 
 def state_of(path: str) -> Entry:

@@ -382,7 +382,7 @@ def test_random_weights_and_flow(cwd):
 
 BAD = {
     "pretraining dataset": (("--dataset", "tiny-2clip"), "tiny or tiny-f"),
-    "unknown dataset": (("--dataset", "nowhere"), "unknown dataset 'nowhere'"),
+    "unknown dataset": (("--dataset", "nowhere"), r"no RGB database at \S+nowhere/rgb.lmdb"),
     "two streams": (("--dataset", "tiny-2stream"), "tiny or tiny-f"),
     "absent checkpoint": (("--pretrain", "nothing.tar"), "no checkpoint at nothing.tar"),
     "other network": (("--pretrain", "pre.tar", "--net", "s3dg"), "seems to be InfoNCE on s3d"),
