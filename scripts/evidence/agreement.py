@@ -1,0 +1,104 @@
+"""How much of a clip gets through a network: do two augmented views of a video agree before it is trained?
+
+    python scripts/evidence/agreement.py --dataset synthetic-f-2clip --seq_len 8 --ds 2 --img_dim 32 --bn_bias 0 1 2
+
+For every --bn_bias and seed a fresh network embeds the two views of 256 training videos, as pretraining draws them, in
+training mode. Printed are means and standard deviations over seeds: the correlation of the two embeddings of a video
+(1: the views agree; 0: they have no more in common than those of two videos), and the share of the five nearest
+embeddings that are of the video's class. Labels serve this table alone, and no test video is read.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
+
+from dataset.augmentation import augment
+from dataset.clip_dataset import ClipDataset
+from dataset.loader import make_loader
+from dataset.registry import open_videos
+from model.pretrain import embed, projection_encoder
+from model.split_batch_norm import split_batch_norm
+from utils.errors import one_line_errors
+from utils.options import Parser, positive_int
+
+VIDEOS = 256
+CPU = torch.device("cpu")
+
+
+def make_parser() -> Parser:
+    parser = Parser(__doc__.split("\n")[0])
+    parser.add_argument("--dataset", default="synthetic-f-2clip", help="dataset of one stream")
+    parser.add_argument("--data_root", help="folder of the datasets; $COCLR_DATA or ./data if not given")
+    parser.add_argument("--net", default="s3d", help="backbone")
+    parser.add_argument("--seq_len", type=positive_int, default=8, help="frames per clip")
+    parser.add_argument("--ds", type=positive_int, default=2, help="stride between the frames of a clip")
+    parser.add_argument("--img_dim", type=positive_int, default=32, help="side of the frames in pixels")
+    parser.add_argument("--batch_size", type=positive_int, default=32, help="videos per step")
+    parser.add_argument("--bn_splits", type=positive_int, default=2, help="groups that batch norm sees")
+    parser.add_argument("--bn_bias", type=float, nargs="+", default=[0, 1, 2], help="biases to compare")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of weights and draws")
+    return parser
+
+
+def agreement(first: Tensor, second: Tensor) -> float:
+    """Correlation of the embeddings [N, C] of two views of N videos, over all videos and channels."""
+    first, second = first - first.mean(dim=0), second - second.mean(dim=0)
+    return F.cosine_similarity(first.flatten(), second.flatten(), dim=0).item()
+
+
+def neighbour_precision(first: Tensor, second: Tensor, labels: Tensor) -> float:
+    """Share of the five ``second`` views nearest to each ``first`` view, its own left out, that are of its class."""
+    similarity = F.normalize(first - first.mean(dim=0)) @ F.normalize(second - second.mean(dim=0)).T
+    nearest = similarity.fill_diagonal_(-1).topk(5, dim=1).indices
+    return (labels[nearest] == labels[:, None]).float().mean().item()
+
+
+def embeddings(encoder: nn.Module, dataset: ClipDataset, batch_size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Embeddings of the two views of the first videos of an epoch, [N, C] each, and their labels [N]."""
+    rows, labels = [], []
+    for batch in make_loader(dataset, batch_size, 0, 0, 1, CPU):
+        draws = {name: draw.flatten(0, 1) for name, draw in batch["draws"].items()}
+        clips = augment(batch["clips"].flatten(0, 2), draws, channels_last=True).unflatten(0, (-1, 2))
+        rows.append(torch.stack([embed(encoder, clips[:, view]) for view in range(2)]))
+        labels.append(batch["label"])
+        if sum(map(len, labels)) >= VIDEOS:
+            break
+    first, second = torch.cat(rows, dim=1)
+    return first, second, torch.cat(labels)
+
+
+def mean_and_spread(values: list[float]) -> str:
+    spread = f" ± {torch.tensor(values).std().item():.3f}" if len(values) > 1 else ""
+    return f"{torch.tensor(values).mean().item():.3f}{spread}"
+
+
+@one_line_errors
+def main(argv: list[str] | None = None) -> None:
+    args = make_parser().parse_args(argv)
+    torch.set_num_threads(1)
+    videos = open_videos(args.dataset, "train", args.seq_len, args.ds, args.data_root)
+    print("| initial bias | agreement of two views | 5 nearest of the same class |\n|---|---|---|")
+    for bias in args.bn_bias:
+        agreements, precisions = [], []
+        for seed in args.seeds:
+            torch.manual_seed(seed)
+            encoder = projection_encoder(args.net, dim=128)
+            for module in encoder.modules():
+                if isinstance(module, nn.BatchNorm3d):
+                    nn.init.constant_(module.bias, bias)
+            split_batch_norm(encoder, args.bn_splits).to(memory_format=torch.channels_last_3d)
+            dataset = ClipDataset(videos, args.seq_len, args.ds, args.img_dim, seed)
+            with torch.no_grad():
+                first, second, labels = embeddings(encoder, dataset, args.batch_size)
+            agreements.append(agreement(first, second))
+            precisions.append(neighbour_precision(first, second, labels))
+        print(f"| {bias:g} | {mean_and_spread(agreements)} | {mean_and_spread(precisions)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
