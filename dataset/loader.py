@@ -18,8 +18,8 @@ from utils.workers import check_shared_memory, start_worker
 class ShuffledBatches:
     """Batch sampler: every epoch another order, shared out to the ranks; the last incomplete global batch is dropped.
 
-    Yields lists of (epoch, index). The order follows from (seed, epoch), so a run can go on from any video of it, with
-    another batch size or number of ranks too.
+    Yields lists of (epoch, index). The order follows from (seed, epoch), so a run can go on from any video of it. Where
+    another batch size or number of ranks does not divide what is left, videos seen before fill up the last batch.
     """
 
     def __init__(self, length: int, batch_size: int, rank: int, world_size: int, seed: int):
@@ -38,11 +38,12 @@ class ShuffledBatches:
 
     def __len__(self) -> int:
         """Batches that are left of the epoch."""
-        return max(self.length - self.videos_seen, 0) // self.global_batch
+        whole = self.length // self.global_batch * self.global_batch
+        return max(-((self.videos_seen - whole) // self.global_batch), 0)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
-        left = order[self.videos_seen :]
+        left = np.roll(order, -self.videos_seen)
         for batch in range(len(self)):
             start = (batch * self.world_size + self.rank) * self.batch_size
             yield [(self.epoch, int(i)) for i in left[start : start + self.batch_size]]

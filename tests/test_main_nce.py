@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from databases import jpeg, write_database
-from runs import NCE, ROOT, RUN, SMALL, environment, free_port, losses, refused, run, run_ok
+from runs import NCE, ROOT, RUN, SMALL, environment, free_port, losses, refused, run, run_ok, run_ranks
 
 from utils.checkpoint import load_checkpoint
 
@@ -53,6 +53,16 @@ def test_checkpoint_of_the_original_resumes(cwd, first, undisturbed):
     )
     run_ok(*NCE, "--epochs", "2", "--resume", "original.pth.tar", cwd=cwd)
     assert losses(cwd / "log-pretrain" / RUN) == {i: x for i, x in losses(undisturbed).items() if 4 <= i < 8}
+
+
+@pytest.mark.slow
+def test_an_epoch_goes_on_with_another_number_of_processes(cwd, first):
+    """Twelve of sixteen videos are seen: a global batch of eight takes the other four, and says so."""
+    saved = torch.load(first / "model/epoch0.pth.tar", weights_only=True)
+    torch.save(saved | {"seen": 12, "iteration": 7}, cwd / "middle.tar")
+    text = run_ranks(*NCE, "--epochs", "2", "--resume", "middle.tar", cwd=cwd)
+    assert text.count("epoch 1 goes on after the 12 videos that it has seen: 1 of 2 steps are left") == 1
+    assert list(losses(cwd / "log-pretrain" / RUN)) == [7]
 
 
 @pytest.mark.slow

@@ -100,6 +100,17 @@ def test_an_epoch_goes_on_with_another_batch_size_and_number_of_ranks():
     assert (len(batches), list(batches)) == (0, [])
 
 
+def test_no_video_is_left_out_where_larger_batches_do_not_divide_the_rest():
+    batches = ShuffledBatches(32, batch_size=4, rank=0, world_size=1, seed=5)
+    order = [i for batch in batches for _, i in batch]
+    rest = []
+    for rank in range(2):
+        batches = ShuffledBatches(32, batch_size=4, rank=rank, world_size=2, seed=5)
+        batches.start_at(0, videos_seen=28)
+        rest += [i for batch in batches for _, i in batch]
+    assert rest == order[28:] + order[:4]
+
+
 LOADING = """
 import os, signal, sys, time
 import torch
