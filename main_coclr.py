@@ -61,15 +61,22 @@ def make_parser() -> Parser:
     return parser
 
 
-def label_of_source(videos: Videos) -> Tensor:
-    """Class label by source id [sources], for monitoring alone."""
+def label_of_source(videos: Videos) -> Tensor | None:
+    """Class label by source id [sources], for monitoring alone; None for videos without labels."""
+    if not videos.classes:
+        return None
     labels = np.full(videos.sources.max() + 1, -1)
     labels[videos.sources] = videos.labels
     return torch.from_numpy(labels)
 
 
 def co_training_step(
-    model: CoCLR, parallel: nn.Module, clips: Tensor, batch: Batch, source_label: Tensor, hide_self: bool
+    model: CoCLR,
+    parallel: nn.Module,
+    clips: Tensor,
+    batch: Batch,
+    source_label: Tensor | None,
+    hide_self: bool,
 ) -> tuple[Tensor | None, dict[str, Tensor]]:
     """Loss, None for no update while the queue fills, and scalars of one batch.
 
@@ -77,7 +84,7 @@ def co_training_step(
         parallel: ``model`` itself, or what averages its gradients over processes.
         clips: [B, 2, 2, 3, T, H, W], moments by streams.
         batch: its "source" ids and "label" are [B].
-        source_label: class of each source id, for monitoring alone.
+        source_label: class of each source id, for monitoring alone, if it is known.
         hide_self: hide the self-positive where another positive is left.
     """
     logits, positives = parallel(clips[:, 0], clips[:, 1], batch["source"])
@@ -86,7 +93,7 @@ def co_training_step(
     scalars = top_k_hits(logits, positives)
     own = torch.zeros_like(batch["source"])
     scalars |= {f"self_{name}": value for name, value in top_k_hits(logits, own).items()}
-    if model.topk:
+    if model.topk and source_label is not None:
         mined_label = source_label[model.mined_source]  # [B, topk]
         scalars["mining_precision"] = (mined_label == batch["label"][:, None]).float().mean()
     if hide_self:
@@ -122,9 +129,13 @@ def main(argv: list[str] | None = None) -> None:
     channels_last = uses_channels_last(args, world.device)
     loader = pretraining_loader(args, world.rank, world.size, world.device, streams=2)
     videos: Videos = loader.dataset.videos
-    shares = np.bincount(videos.labels) / len(videos)
-    log.info("mining precision of random neighbours would be %.3f", (shares**2).sum())
-    source_label = label_of_source(videos).to(world.device)
+    source_label = label_of_source(videos)
+    if source_label is None:
+        log.info("mining precision needs labels, which these videos have not: it is not shown")
+    else:
+        shares = np.bincount(videos.labels) / len(videos)
+        log.info("mining precision of random neighbours would be %.3f", (shares**2).sum())
+        source_label = source_label.to(world.device)
 
     torch.manual_seed(args.seed)
     model = CoCLR(args.net, args.moco_dim, args.moco_k, args.moco_m, args.moco_t, args.topk, args.reverse)

@@ -21,7 +21,7 @@ from model.weights import load_encoder, resume
 from utils import launch
 from utils.checkpoint import TrainState
 from utils.engine import Batch, compile_children, in_parallel, train_epoch
-from utils.errors import one_line_errors
+from utils.errors import UserError, one_line_errors
 from utils.metrics import top_k_hits
 from utils.options import Parser, add_launch_options, add_training_options
 from utils.precision import refuse_unsound_precision, to_device, uses_channels_last
@@ -52,6 +52,10 @@ def main(argv: list[str] | None = None) -> None:
     loader = pretraining_loader(args, world.rank, world.size, world.device, streams=1)
 
     method = METHODS[args.model]
+    if "label" in method.inputs and not loader.dataset.videos.classes:
+        raise UserError(
+            f"--model {args.model} needs labels: videos in folders of their classes (class/video)"
+        )
     torch.manual_seed(args.seed)
     model = method.model(args.net, args.moco_dim, args.moco_k, args.moco_m, args.moco_t)
     split_batch_norm(model, splits)

@@ -2,15 +2,15 @@
 
 import argparse
 
+from dataset.registry import source_options
 from utils.options import Parser, non_negative_int, positive_int
 
 
 def add_database_options(group: argparse._ActionsContainer) -> None:
-    """Where the databases of --dataset lie."""
+    """Where the frames of --dataset lie."""
     group.add_argument("--data_root", help="folder of the datasets; $COCLR_DATA or ./data if not given")
-    group.add_argument("--rgb_lmdb", help="RGB database, if it is not at DATA_ROOT/NAME/rgb.lmdb")
-    group.add_argument("--flow_lmdb", help="flow database, if it is not at DATA_ROOT/NAME/flow.lmdb")
-    group.add_argument("--rgb_videos", help="RGB folder of videos, if it is not at DATA_ROOT/NAME/videos")
+    for name, place in source_options().items():
+        group.add_argument(f"--{name}", help=place)
 
 
 def add_data_options(parser: Parser, dataset: str, clips: int, workers: int) -> None:

@@ -216,7 +216,7 @@ def _split(
             f"{dataset.base} has no test part: its videos, not all in folders of classes, have no labels"
         )
     if lies_apart or not classes:
-        return names, classes, f"all in {folder}"
+        return names, classes, f"all in {folder}" if classes else f"all in {folder}, without labels"
     parts, origin = find_split(dataset.base, lists, names, split)
     wanted = set(parts[part])
     return [name for name in names if name in wanted], classes, origin

@@ -150,6 +150,8 @@ def test_step_against_transcription(hide_self):
     assert loss.item() == mil_nce_loss(logits, counted).item()
     right = [int(source_label[m] == label[i]) for i, row in enumerate(mined) for m in row]
     assert scalars["mining_precision"].item() == pytest.approx(np.mean(right))
+    unlabelled = main_coclr.co_training_step(model, model, clips, batch, None, hide_self)[1]
+    assert scalars.keys() - unlabelled.keys() == {"mining_precision"}
     best = logits.argmax(1)
     assert scalars["self_top1"].item() == np.mean([b == 0 for b in best.tolist()])
     assert scalars["top1"].item() == np.mean([bool(positives[i, b]) for i, b in enumerate(best.tolist())])
@@ -158,8 +160,12 @@ def test_step_against_transcription(hide_self):
 
 
 def test_labels_by_source():
-    videos = argparse.Namespace(sources=np.array([4, 0, 4, 2]), labels=np.array([1, 0, 1, 2]))
+    videos = argparse.Namespace(
+        sources=np.array([4, 0, 4, 2]), labels=np.array([1, 0, 1, 2]), classes=["A", "B", "C"]
+    )
     assert main_coclr.label_of_source(videos).tolist() == [0, -1, 2, -1, 1]
+    videos.classes = []
+    assert main_coclr.label_of_source(videos) is None
 
 
 BAD = {

@@ -11,6 +11,7 @@ import msgpack
 import numpy as np
 import pytest
 import torch
+from coded import write_coded
 from databases import jpeg, write_database
 from runs import NCE, ROOT, RUN, SMALL, environment, free_port, losses, refused, run, run_ok, run_ranks
 
@@ -135,6 +136,17 @@ def test_broken_videos_are_named_and_training_goes_on(tmp_path):
     text = run_ok(*NCE, "--dataset", "bad-2clip", "--epochs", "2", cwd=tmp_path)
     assert all(name in text for name in broken)
     assert "epoch 1 of 0-1" in text
+
+
+def test_footage_without_labels_trains_where_none_are_needed(tmp_path):
+    (tmp_path / "footage").mkdir()
+    for number in range(4):
+        write_coded(tmp_path / f"footage/v{number}.mp4", range(20))
+    words = (*NCE, "--rgb_videos", tmp_path / "footage", "--epochs", "1")
+    assert "without labels" in run_ok(*words, cwd=tmp_path)
+    refused("--model ubernce needs labels", *words, "--model", "ubernce", cwd=tmp_path)
+    probe = ("main_classifier.py", "--dataset", "tiny", "--rgb_videos", tmp_path / "footage")
+    refused("tiny has no test part.*no labels", *probe, cwd=tmp_path)
 
 
 def save(path, **entries):
