@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import ctypes
 import functools
 import gc
 import json
@@ -29,6 +28,7 @@ from torch.distributed.rendezvous import rendezvous
 from utils.cores import available_cores
 from utils.errors import UserError
 from utils.log import start_logging
+from utils.memory import keep_freed_memory
 from utils.processes import check_rank, in_slurm_step, local_processes, process_ranks
 
 log = logging.getLogger("coclr")
@@ -46,7 +46,6 @@ MAY_DIFFER = (  # options that one process of a run may be given and another not
     "flow_lmdb",
     "rgb_videos",
 )
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 
 
 @dataclass(frozen=True)
@@ -188,17 +187,11 @@ def _let_all_read(store: dist.Store, rank: int, size: int) -> None:
 
 
 def set_up_cpu() -> None:
-    """Share the cores among this machine's processes, unless $OMP_NUM_THREADS is set, and keep freed memory.
-
-    Memory that goes back to the system after every layer costs a page fault for each 4 KB of the next.
-    """
+    """Share the cores among this machine's processes, unless $OMP_NUM_THREADS is set, and keep freed memory."""
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, available_cores() // local_processes()))
     log.info("%d thread(s) per process compute ($OMP_NUM_THREADS sets it)", torch.get_num_threads())
-    set_option = getattr(ctypes.CDLL(None), "mallopt", None)  # of glibc
-    if set_option:
-        set_option(M_MMAP_MAX, 0)
-        set_option(M_TRIM_THRESHOLD, 2**31 - 1)
+    keep_freed_memory()
 
 
 def start(args: argparse.Namespace) -> World:

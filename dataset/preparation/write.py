@@ -29,6 +29,7 @@ from dataset.preparation.frames import Options, make_frames
 from dataset.store import BrokenVideo
 from utils.errors import UserError
 from utils.files import write_atomically
+from utils.memory import keep_freed_memory
 
 MAX_CRASHES = 10  # so many videos before the first success, and it is not the videos
 MAX_RECORD_BYTES = 1 << 30  # a record is one value of the database and passes through memory whole
@@ -180,6 +181,7 @@ def prepare_videos(videos: list[Video], folder: Path, options: Options, jobs: in
 def _set_up_worker(lifeline: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(1)
+    keep_freed_memory()
     threading.Thread(target=_end_with_the_command, args=(lifeline,), daemon=True).start()
 
 
