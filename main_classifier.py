@@ -245,6 +245,7 @@ def train(args: argparse.Namespace, world: World) -> None:
 
 
 @one_line_errors
+@launch.closes_process_group
 def main(argv: list[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
     world = launch.start(args)
@@ -253,7 +254,6 @@ def main(argv: list[str] | None = None) -> None:
         evaluate(args, world)
     else:
         train(args, world)
-    launch.stop()
 
 
 if __name__ == "__main__":

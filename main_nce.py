@@ -44,6 +44,7 @@ def make_parser() -> Parser:
 
 
 @one_line_errors
+@launch.closes_process_group
 def main(argv: list[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
     world = launch.start(args)
@@ -99,7 +100,6 @@ def main(argv: list[str] | None = None) -> None:
         while state.epoch < args.epochs:
             means = train_epoch(args, world, run, state, loader, step)
             run.end_epoch(state, means, means.get("top1"), dataset.facts.keeps_all_checkpoints)
-    launch.stop()
 
 
 if __name__ == "__main__":

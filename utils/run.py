@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import logging
-import re
 import signal
 import sys
 import time
@@ -25,7 +24,6 @@ from utils.scalars import Scalars
 log = logging.getLogger("coclr")
 
 SECONDS_BETWEEN_LINES = 30  # of progress within an epoch
-LOST_PROCESS = re.compile(r"gloo|nccl|closed by peer|connection reset|timed out|heartbeat", re.IGNORECASE)
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -106,18 +104,11 @@ class Run:
 
     @contextlib.contextmanager
     def training(self, first_iteration: int) -> Iterator[None]:
-        """While epochs are trained: scalars are open, signals ask to stop, a lost process is told in one line."""
+        """While epochs are trained: scalars are open, signals ask to stop."""
         self._scalars = Scalars(self.folder, first_iteration) if self.world.is_main else None
         self._stop = StopRequest(self.world.device)
         try:
             yield
-        except RuntimeError as error:
-            if not (dist.is_initialized() and LOST_PROCESS.search(str(error))):
-                raise
-            raise UserError(
-                f"another process of this run ended ({str(error).splitlines()[0][:120]}); the checkpoints "
-                "stand: the same command with --resume auto goes on from the last"
-            ) from error
         finally:
             self._stop.restore()
             if self._scalars:

@@ -13,7 +13,7 @@ from runs import NCE, SMALL, Started, free_port, refused, run
 
 from utils import launch
 from utils.errors import UserError
-from utils.options import pretraining_parser
+from utils.options import Parser, add_launch_options
 
 HALF = (*NCE, "--batch_size", "2", "--epochs", "1")
 
@@ -141,7 +141,9 @@ def train_a_little(rank, port, outcome):
             "--gpu",
             "-1",
         )
-        launch.start(pretraining_parser("", ["infonce"], "ucf101-2clip", 0).parse_args(words))
+        parser = Parser("")
+        add_launch_options(parser)
+        launch.start(parser.parse_args(words))
         model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(3, 3), broadcast_buffers=False)
         model(torch.ones(2, 3)).sum().backward()
         assert threads_of_group()
