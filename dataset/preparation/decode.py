@@ -209,11 +209,11 @@ class VideoFile:
             if self.size is None:
                 self._describe(frame)
             pts = frame.pts
-            if pts is None:
-                pts = (previous or 0) + step
             if previous is not None:
-                time += max(0, pts - previous)  # where time stamps begin anew, the clock goes on
-            previous, step = pts, frame.duration or self._ticks_per_frame()
+                rises = pts is not None and pts > previous
+                time += pts - previous if rises else step  # where time stamps begin anew, time goes on
+            previous = pts if pts is not None else (previous or 0) + step
+            step = frame.duration or self._ticks_per_frame()
             self._end = time + step
             yield time, frame
 

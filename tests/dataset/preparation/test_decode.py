@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 from coded import coded_frame, read_code, read_corners, write_coded
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dataset.preparation.decode import (
@@ -133,17 +133,22 @@ def test_progressive_video_that_turns_interlaced(tmp_path):
     assert worst_error(path) < 6
 
 
+def copy_from(source: Path, target: Path, first: int, earlier: Fraction = Fraction(0)) -> Path:
+    """Copy the packets of a video from number ``first`` on, with time stamps ``earlier`` by so many seconds."""
+    with av.open(str(source)) as given, av.open(str(target), "w") as made:
+        stream = given.streams.video[0]
+        copied = made.add_stream_from_template(stream)
+        ticks = int(earlier / stream.time_base)
+        for packet in itertools.islice(given.demux(stream), first, None):
+            if packet.size:
+                packet.pts, packet.dts, packet.stream = packet.pts - ticks, packet.dts - ticks, copied
+                made.mux(packet)
+    return target
+
+
 def test_frames_that_an_edit_list_hides_are_not_shown(tmp_path):
     whole = write_coded(tmp_path / "whole.mp4", range(60), gop_size=30)
-    path = tmp_path / "cut.mp4"
-    with av.open(str(whole)) as source, av.open(str(path), "w") as target:
-        stream = source.streams.video[0]
-        copied = target.add_stream_from_template(stream)
-        start = int(Fraction(18, 25) / stream.time_base)
-        for packet in source.demux(stream):
-            if packet.size:
-                packet.pts, packet.dts, packet.stream = packet.pts - start, packet.dts - start, copied
-                target.mux(packet)
+    path = copy_from(whole, tmp_path / "cut.mp4", 0, earlier=Fraction(18, 25))
     assert len(packets(path)) > 42
     assert codes(path) == list(range(18, 60))
     index = index_frames(str(path))
@@ -279,6 +284,7 @@ def test_a_conversion_that_fails_is_a_fault(tmp_path, monkeypatch):
     assert found == list(range(20))
 
 
+@example(steps=[1, 1, 1], rate=Fraction(2, 3))  # tick 1 lies between two frames
 @given(steps=st.lists(st.integers(1, 50), max_size=30), rate=st.fractions(Fraction(1, 60), Fraction(2)))
 def test_the_frame_nearest_to_each_tick(steps, rate):
     times = list(itertools.accumulate(steps, initial=0))
@@ -304,6 +310,23 @@ def test_the_rate_that_a_file_announces_does_not_matter(tmp_path):
         assert file.streams.video[0].average_rate == 1000
     assert codes(path) == list(range(50))
     assert codes(path, fps=5) == list(range(0, 50, 5))
+
+
+def test_time_stamps_that_begin_anew(tmp_path):
+    head = write_coded(tmp_path / "head.mpg", range(50), "mpeg2video")
+    tail = write_coded(tmp_path / "tail.mpg", range(50, 70), "mpeg2video")
+    path = tmp_path / "v.mpg"
+    path.write_bytes(head.read_bytes() + tail.read_bytes())
+    assert codes(path) == list(range(70))
+    assert codes(path, fps=5) == list(range(0, 70, 5))
+
+
+def test_what_precedes_the_first_key_frame_is_not_missed(tmp_path):
+    whole = write_coded(tmp_path / "whole.webm", range(60), "libvpx-vp9", gop_size=20)
+    path = copy_from(whole, tmp_path / "v.webm", 9)
+    report = Report()
+    assert codes(path, report=report) == list(range(20, 60))
+    assert report.lost == 0
 
 
 def test_a_gap_between_frames_beside_sound(tmp_path):
@@ -340,14 +363,19 @@ def test_sound_that_goes_on_does_not_make_a_video_short(tmp_path, container):
     assert codes(path) == list(range(40))
 
 
-def test_an_avi_whose_recorder_did_not_finish_it(tmp_path):
-    path = write_coded(tmp_path / "v.avi", codec="mpeg4")
+@pytest.mark.parametrize("length", [0, 0xFFFFFFFF])
+def test_an_avi_whose_recorder_did_not_finish_it(tmp_path, length):
+    path = write_coded(tmp_path / "v.avi", codec="mjpeg", pixels="yuvj420p")
     data = bytearray(path.read_bytes())
-    struct.pack_into("<I", data, 4, 0)
-    for field in (data.index(b"avih") + 24, data.index(b"strh") + 40):
-        struct.pack_into("<I", data, field, 0xFFFFFFFF)
+    for field, value in {
+        4: length,
+        data.index(b"avih") + 24: 1 << 31,
+        data.index(b"strh") + 40: 1 << 31,
+    }.items():
+        struct.pack_into("<I", data, field, value)
     path.write_bytes(data)
     assert codes(path) == list(range(40))
+    assert len(list(decode_video(str(spoil(path, range(7, 9)))))) == 38
 
 
 def test_chunks_without_data_are_no_frames(tmp_path):
@@ -411,6 +439,13 @@ def test_reading_does_not_decode_from_the_beginning(tmp_path):
     path = write_coded(tmp_path / "v.mp4", range(60), gop_size=10)
     index = index_frames(str(path))
     spoil(path, range(0, 30))
+    assert [read_code(frame) for frame in read_frames(str(path), index, [45, 46])] == [45, 46]
+
+
+def test_frames_keep_their_numbers_where_time_stamps_changed(tmp_path):
+    path = write_coded(tmp_path / "v.mkv", range(60), gop_size=10)
+    index = index_frames(str(path))
+    write_coded(path, range(60), gop_size=10, rate=30)
     assert [read_code(frame) for frame in read_frames(str(path), index, [45, 46])] == [45, 46]
 
 
