@@ -51,10 +51,10 @@ def decode_video(path: str, fps: float | None = None, report: Report | None = No
     than 90 % of those that the file would show, with those that a cut took away.
     """
     with VideoFile(path, report) as video:
-        shown = video.shown()
+        frames = video.frames()
         if fps is not None:
-            shown = nearest_to_ticks(shown, Fraction(fps) * video.stream.time_base)
-        for _, frame in shown:
+            frames = nearest_to_ticks(video.with_times(), Fraction(fps) * video.stream.time_base)
+        for frame in frames:
             picture = video.picture(frame)
             if picture is not None:
                 yield picture
@@ -86,7 +86,7 @@ def index_frames(path: str, report: Report | None = None) -> FrameIndex:
     Decodes the whole file: which frames it shows, and whether they can be decoded, is not known without.
     """
     with VideoFile(path, report) as video:
-        frames = [(frame.pts, frame.key_frame) for _, frame in video.shown()]
+        frames = [(frame.pts, frame.key_frame) for frame in video.frames()]
         video.check()
     pts = np.array([-1 if pts is None else pts for pts, _ in frames], np.int64)
     can_seek = None not in [pts for pts, _ in frames] and (np.diff(pts) > 0).all()
@@ -102,7 +102,7 @@ def read_frames(path: str, index: FrameIndex, numbers: Sequence[int]) -> Iterato
     wanted = list(numbers)
     for by_time in (True, False) if index.is_timed() else (False,):  # where seeking fails, from the beginning
         with VideoFile(path, size=index.size) as video:
-            for number, frame in video.timed(index, wanted) if by_time else video.counted():
+            for number, frame in video.with_numbers(index, wanted) if by_time else enumerate(video.frames()):
                 if number > wanted[0]:
                     break
                 if number == wanted[0]:
@@ -116,9 +116,7 @@ def read_frames(path: str, index: FrameIndex, numbers: Sequence[int]) -> Iterato
     raise BrokenVideo(path, f"frame {wanted[0]} of {path} is not where its index says; make the index anew")
 
 
-def nearest_to_ticks(
-    frames: Iterable[tuple[int, av.VideoFrame]], ticks: Fraction
-) -> Iterator[tuple[int, av.VideoFrame]]:
+def nearest_to_ticks(frames: Iterable[tuple[int, av.VideoFrame]], ticks: Fraction) -> Iterator[av.VideoFrame]:
     """Those of the (time, frame) pairs that are nearest to tick 0, 1, ..., none twice; of two as near the later one.
 
     Args:
@@ -129,11 +127,11 @@ def nearest_to_ticks(
         if previous is not None:
             middle = (previous[0] + pair[0]) * ticks / 2
             if tick < middle:
-                yield previous
+                yield previous[1]
                 tick = math.ceil(middle)
         previous = pair
     if previous is not None and tick <= previous[0] * ticks:
-        yield previous
+        yield previous[1]
 
 
 class VideoFile:
@@ -147,7 +145,8 @@ class VideoFile:
         self.path = path
         self.size = size
         self.report = Report() if report is None else report
-        self._end = 0  # of the last frame, in ticks since the first
+        self._last = None
+        self._begun = False
         self._fault = ""  # the last
         self._torn = False  # reading failed before the end
         self._needed: set[int] | None = None  # time stamps of the frames that are asked for, if not all are
@@ -200,63 +199,61 @@ class VideoFile:
             f"ffmpeg -i {shlex.quote(self.path)} -an -c:v libx264 -crf 18 {shlex.quote(new)}"
         )
 
-    def shown(self) -> Iterator[tuple[int, av.VideoFrame]]:
-        """Frames in the order shown, with their time since the first in ticks of the stream; counts the faults."""
-        time, previous, step = 0, None, 0
-        for frame in self._decoded():
+    def frames(self) -> Iterator[av.VideoFrame]:
+        """Frames in the order shown, as they are decoded; faults are counted."""
+        try:
+            for packet in self.container.demux(self.stream):
+                if packet.size:
+                    yield from self._decode(packet)
+        except av.InvalidDataError:
+            self._torn = True
+        except av.FFmpegError as error:
+            raise BrokenVideo(self.path, f"reading {self.path} failed: {error.strerror}") from error
+        yield from self._decode(av.Packet())  # what the decoder holds back
+
+    def _decode(self, packet: av.Packet) -> list[av.VideoFrame]:
+        self._begun |= packet.is_keyframe  # what precedes the first key frame nobody can show
+        if self._needed is not None:  # of the others those are decoded that others follow from
+            is_needed = packet.pts is None or packet.pts in self._needed
+            self.stream.codec_context.skip_frame = "DEFAULT" if is_needed else "NONREF"
+        try:
+            frames = self.stream.codec_context.decode(packet)
+        except av.FFmpegError as error:
+            self._fault = f": {error.strerror}"
+            self.report.lost += self._begun and not packet.is_discard
+            return []
+        for frame in frames:
             self.report.frames += 1
             self.report.concealed += frame.is_corrupt
             if self.size is None:
                 self._describe(frame)
-            pts = frame.pts
-            if previous is not None:
-                rises = pts is not None and pts > previous
-                time += pts - previous if rises else step  # where time stamps begin anew, time goes on
-            previous = pts if pts is not None else (previous or 0) + step
-            step = frame.duration or self._ticks_per_frame()
-            self._end = time + step
-            yield time, frame
+            self._last = frame
+        return frames
 
     def _describe(self, first: av.VideoFrame) -> None:
         aspect = Fraction(self.stream.sample_aspect_ratio or 1)
         *_, transposed = _orientation(first)
         self.size = (first.width, first.height) if transposed else (first.height, first.width)
         self.report.pixel_aspect = 1 / aspect if transposed else aspect
+        self._start = first.pts
 
     def _ticks_per_frame(self) -> int:
         rate = self.stream.guessed_rate or self.stream.average_rate
         return round(1 / (rate * self.stream.time_base)) if rate else 1
 
-    def _decoded(self) -> Iterator[av.VideoFrame]:
-        begun = False  # what precedes the first key frame nobody can show
-        for packet in self._packets():
-            begun |= packet.is_keyframe
-            if self._needed is not None:  # of the others those are decoded that others follow from
-                is_needed = packet.pts is None or packet.pts in self._needed
-                self.stream.codec_context.skip_frame = "DEFAULT" if is_needed else "NONREF"
-            try:
-                yield from self.stream.decode(packet)
-            except av.FFmpegError as error:
-                self._fault = f": {error.strerror}"
-                self.report.lost += begun and not packet.is_discard
+    def with_times(self) -> Iterator[tuple[int, av.VideoFrame]]:
+        """``frames`` with their time in ticks of the stream; where time stamps begin anew, time goes on."""
+        time, previous, step = 0, None, 0
+        for frame in self.frames():
+            pts = frame.pts
+            if previous is not None:
+                rises = pts is not None and pts > previous
+                time += pts - previous if rises else step
+            previous = pts if pts is not None else (previous or 0) + step
+            step = frame.duration or self._ticks_per_frame()
+            yield time, frame
 
-    def _packets(self) -> Iterator[av.Packet]:
-        try:
-            for packet in self.container.demux(self.stream):
-                if packet.size:
-                    yield packet
-        except av.InvalidDataError:
-            self._torn = True
-        except av.FFmpegError as error:
-            raise BrokenVideo(self.path, f"reading {self.path} failed: {error.strerror}") from error
-        yield av.Packet()  # what the decoder holds back comes out
-
-    def counted(self) -> Iterator[tuple[int, av.VideoFrame]]:
-        """All frames with their numbers."""
-        for number, (_, frame) in enumerate(self.shown()):
-            yield number, frame
-
-    def timed(self, index: FrameIndex, wanted: Sequence[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+    def with_numbers(self, index: FrameIndex, wanted: Sequence[int]) -> Iterator[tuple[int, av.VideoFrame]]:
         """Frames with their numbers in ``index``, from the key frame before the ``wanted`` ones on; not all others.
 
         Ends at a frame that is not in the index.
@@ -265,7 +262,7 @@ class VideoFile:
         self._needed = set(index.pts[list(wanted)].tolist())
         if key > 0:
             self.container.seek(int(index.pts[key]), stream=self.stream)
-        for _, frame in self.shown():
+        for frame in self.frames():
             number = -1 if frame.pts is None else int(np.searchsorted(index.pts, frame.pts))
             if not 0 <= number < len(index.pts) or index.pts[number] != frame.pts:
                 return
@@ -277,8 +274,9 @@ class VideoFile:
         try:
             if kind != self._graph_input:
                 self._graph, self._graph_input = self._converter(frame, *kind), kind
-            self._graph.push(frame)
-            picture = self._graph.pull()
+            source, _, sink = self._graph
+            source.push(frame)
+            picture = sink.pull()
         except av.FFmpegError as error:
             self._fault, self._graph_input = f": {error.strerror}", None
             self.report.frames -= 1
@@ -292,7 +290,7 @@ class VideoFile:
 
     def _converter(
         self, frame: av.VideoFrame, width: int, height: int, pixels: str, matrix: int, levels: int
-    ) -> av.filter.Graph:
+    ) -> tuple[av.filter.context.FilterContext, av.filter.Graph, av.filter.context.FilterContext]:
         """The filters by which FFmpeg's own command turns frames upright and into bgr24."""
         across, down, transposed = _orientation(frame)
         self._keeps_size = self.size == ((width, height) if transposed else (height, width))
@@ -306,10 +304,11 @@ class VideoFile:
             filters.append(graph.add("hflip"))
         if down < 0:
             filters.append(graph.add("vflip"))
-        filters.append(graph.add("scale", f"{self.size[1]}:{self.size[0]}:flags=bicubic"))
+        filters.append(graph.add("scale", f"{self.size[1]}:{self.size[0]}"))
         filters.append(graph.add("format", "bgr24"))
-        graph.link_nodes(*filters, graph.add("buffersink")).configure()
-        return graph
+        filters.append(graph.add("buffersink"))
+        graph.link_nodes(*filters).configure()
+        return filters[0], graph, filters[-1]
 
     def check(self) -> None:
         """Raise BrokenVideo unless enough frames were shown, now that all that can be decoded were."""
@@ -337,7 +336,8 @@ class VideoFile:
         if not duration and len(self.container.streams) == 1:
             duration = Fraction(self.container.duration or 0, av.time_base)
         if duration and container in TIMED:
-            return float(self._end * self.stream.time_base / duration)
+            end = self._last.pts + (self._last.duration or self._ticks_per_frame())
+            return float((end - self._start) * self.stream.time_base / duration)
         return size / announced
 
 
