@@ -20,12 +20,15 @@ import av.filter
 import numpy as np
 from av.stream import Disposition
 
-from dataset.store import BrokenVideo
+from dataset.source import BrokenVideo
 
 TIMED = ("mov", "matroska", "flv", "asf")  # containers whose duration does not follow from what is there
 TEXT_ART = ("tty", "bin", "xbin", "adf", "idf")  # what FFmpeg takes notes beside videos for
 ENOUGH = 0.9  # a video of which a smaller share decodes is left out
 SEGMENT = b"\x18\x53\x80\x67"  # what holds everything else in a Matroska file
+SEEK_BEFORE = Fraction(
+    1, 2
+)  # seconds: in MPEG streams, seeking finds the key frame after the time that it is given
 LONGEST = 1 << 40  # bytes of a part of a file; what says more is damaged
 
 
@@ -66,7 +69,7 @@ class FrameIndex:
     """Where the frames of a video file are.
 
     Args:
-        pts: time stamps of the frames in order, int64 [N].
+        pts: time stamps of the frames in order, int64 [N]; -1 where decoding must begin at the first frame.
         keys: numbers of the frames at which decoding can begin, int64 [K]; the first is 0.
         size: (height, width) of every frame.
     """
@@ -89,9 +92,13 @@ def index_frames(path: str, report: Report | None = None) -> FrameIndex:
         frames = [(frame.pts, frame.key_frame) for frame in video.frames()]
         video.check()
     pts = np.array([-1 if pts is None else pts for pts, _ in frames], np.int64)
-    can_seek = None not in [pts for pts, _ in frames] and (np.diff(pts) > 0).all()
-    keys = [number for number, (_, key) in enumerate(frames) if number == 0 or (key and can_seek)]
-    return FrameIndex(pts, np.array(keys, np.int64), video.size)
+    keys = np.array([number for number, (_, key) in enumerate(frames) if key or number == 0])
+    index = FrameIndex(pts, keys, video.size)
+    if index.is_timed() and video.report.lost + video.report.concealed == 0:
+        return index
+    return FrameIndex(
+        np.full_like(pts, -1), keys[:1], video.size
+    )  # what is concealed depends on all before it
 
 
 def read_frames(path: str, index: FrameIndex, numbers: Sequence[int]) -> Iterator[np.ndarray]:
@@ -145,7 +152,8 @@ class VideoFile:
         self.path = path
         self.size = size
         self.report = Report() if report is None else report
-        self._last = None
+        self._start: int | None = None  # time stamp of the first frame
+        self._end: int | None = None  # and of the end of the last
         self._begun = False
         self._fault = ""  # the last
         self._torn = False  # reading failed before the end
@@ -227,7 +235,8 @@ class VideoFile:
             self.report.concealed += frame.is_corrupt
             if self.size is None:
                 self._describe(frame)
-            self._last = frame
+        if frames and frames[-1].pts is not None:
+            self._end = frames[-1].pts + (frames[-1].duration or self._ticks_per_frame())
         return frames
 
     def _describe(self, first: av.VideoFrame) -> None:
@@ -259,9 +268,11 @@ class VideoFile:
         Ends at a frame that is not in the index.
         """
         key = index.keys[np.searchsorted(index.keys, wanted[0], "right") - 1]
-        self._needed = set(index.pts[list(wanted)].tolist())
+        if self.stream.codec_context.name != "libdav1d":  # which reads skip_frame but once
+            self._needed = set(index.pts[list(wanted)].tolist())
         if key > 0:
-            self.container.seek(int(index.pts[key]), stream=self.stream)
+            before = SEEK_BEFORE if self.container.format.name.startswith("mpeg") else 0
+            self.container.seek(int(index.pts[key] - before / self.stream.time_base), stream=self.stream)
         for frame in self.frames():
             number = -1 if frame.pts is None else int(np.searchsorted(index.pts, frame.pts))
             if not 0 <= number < len(index.pts) or index.pts[number] != frame.pts:
@@ -335,9 +346,8 @@ class VideoFile:
         duration = (self.stream.duration or 0) * self.stream.time_base
         if not duration and len(self.container.streams) == 1:
             duration = Fraction(self.container.duration or 0, av.time_base)
-        if duration and container in TIMED:
-            end = self._last.pts + (self._last.duration or self._ticks_per_frame())
-            return float((end - self._start) * self.stream.time_base / duration)
+        if duration and container in TIMED and self._start is not None:
+            return float((self._end - self._start) * self.stream.time_base / duration)
         return size / announced
 
 

@@ -117,9 +117,9 @@ def test_samples_and_windows_are_those_of_a_database(footage):
 def test_decoding_begins_at_the_key_frame_before_each_clip(footage, monkeypatch):
     """And frames are decoded once where clips overlap."""
     decoded = []
-    shown = decode.VideoFile.shown
+    frames = decode.VideoFile.frames
     monkeypatch.setattr(
-        decode.VideoFile, "shown", lambda self: (decoded.append(1) or frame for frame in shown(self))
+        decode.VideoFile, "frames", lambda self: (decoded.append(1) or frame for frame in frames(self))
     )
     source = VideoFiles(footage)
     keys = source.names.index("B/v7")  # of 47 frames, 0, 10, ... 40 being key frames

@@ -422,17 +422,41 @@ def test_files_that_are_no_videos(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "codec", "keys"),
-    [("v.mp4", "libx264", 6), ("v.webm", "libvpx-vp9", 6), ("v.avi", "mpeg4", 6), ("v.ts", "libx264", 6)],
+    ("name", "codec", "options", "keys"),
+    [
+        ("v.mp4", "libx264", {"sc_threshold": "0"}, 6),
+        ("v.webm", "libvpx-vp9", {}, 6),
+        ("v.avi", "mpeg4", {}, 6),
+        ("v.ts", "libx264", {"sc_threshold": "0"}, 6),
+        ("v.mp4", "libsvtav1", {"preset": "8", "crf": "20"}, 1),
+    ],
 )
-def test_reading_from_key_frames_on_equals_decoding_all(tmp_path, name, codec, keys):
-    path = write_coded(tmp_path / name, range(60), codec, gop_size=10, options={"sc_threshold": "0"})
+def test_reading_from_key_frames_on_equals_decoding_all(tmp_path, monkeypatch, name, codec, options, keys):
+    path = write_coded(tmp_path / name, range(60), codec, gop_size=10 if keys > 1 else 60, options=options)
     frames = [frame.copy() for frame in decode_video(str(path))]
     index = index_frames(str(path))
     assert (len(index.pts), len(index.keys), index.size) == (60, keys, (64, 96))
+    opened = []
+    enter = VideoFile.__enter__
+    monkeypatch.setattr(VideoFile, "__enter__", lambda self: (opened.append(self), enter(self))[1])
     for numbers in ([0], [59], [9, 10], [20, 23, 59], [35, 36, 37, 38]):
         read = list(read_frames(str(path), index, numbers))
         assert all(np.array_equal(frames[number], frame) for number, frame in zip(numbers, read, strict=True))
+        assert len(opened) == 1
+        opened.clear()
+
+
+def test_a_damaged_video_is_read_as_it_is_decoded(tmp_path):
+    settings = {"size": (320, 240), "gop_size": 20, "options": {"bf": "3", "crf": "10"}}
+    path = write_coded(tmp_path / "v.mp4", range(60), **settings)
+    data = bytearray(path.read_bytes())
+    for start, length in packets(path)[20:60:20]:
+        data[start + length // 2 : start + length // 2 + 12] = bytes(range(1, 13))
+    path.write_bytes(data)
+    frames = [frame.copy() for frame in decode_video(str(path))]
+    index = index_frames(str(path))
+    for number in range(0, 60, 3):
+        assert np.array_equal(next(read_frames(str(path), index, [number])), frames[number])
 
 
 def test_reading_does_not_decode_from_the_beginning(tmp_path):
