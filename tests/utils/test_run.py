@@ -95,22 +95,6 @@ def test_signals_are_remembered_and_given_back(number):
     assert signal.getsignal(number) == before
 
 
-@pytest.mark.parametrize(
-    "message", ["[gloo] Connection closed by peer [127.0.0.1]:1\nmore", "NCCL timed out"]
-)
-def test_a_lost_process_is_told_in_one_line(monkeypatch, message):
-    run = Run(options(), "a", WORLD)
-    with pytest.raises(RuntimeError, match=message[:4].strip("[")), run.training(0):
-        raise RuntimeError(message)  # of one process: as it is
-    monkeypatch.setattr(module.dist, "is_initialized", lambda: True)
-    with (
-        pytest.raises(UserError, match=r"another process of this run ended .*--resume auto") as error,
-        run.training(0),
-    ):
-        raise RuntimeError(message)
-    assert "\n" not in str(error.value)
-
-
 def test_each_problem_is_told_once(caplog):
     run = Run(options(), "a", WORLD)
     run.warn_of_broken(["", "A/a: torn", "A/a: torn"])
