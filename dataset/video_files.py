@@ -41,7 +41,7 @@ Entry = dict[str, Any]
 
 
 class VideoFiles:
-    """The videos in a folder and those below, see ``dataset.preparation.find``; makes or completes their index.
+    """The videos in a folder and those below, see ``dataset.preparation.find``, or one file; completes their index.
 
     The names are in the order of a database of the same videos. Raises UserError for a folder without videos, or when
     a decoder ends the process.
@@ -49,7 +49,11 @@ class VideoFiles:
 
     def __init__(self, path: str | os.PathLike):
         self.path = os.fspath(path)
-        found = {video.name: video for video in find_videos(Path(path)).videos}
+        if os.path.isfile(path):
+            videos = [Video(Path(path).stem, self.path)]
+        else:
+            videos = find_videos(Path(path)).videos
+        found = {video.name: video for video in videos}
         entries = complete_index(Path(path), list(found.values()))
         self.names = [name for name in shuffled(list(found)) if "broken" not in entries[name]]
         self._files = [found[name].path for name in self.names]

@@ -18,9 +18,11 @@ def accuracies(scores: Tensor, labels: Tensor) -> dict[str, float]:
     return {name: round(100 * value.item(), 4) for name, value in top_k_hits(scores, labels).items()}
 
 
-def centred(features: Tensor) -> Tensor:
-    """Features [N, C] minus their own mean, L2-normalised."""
-    return F.normalize(features - features.mean(dim=0), dim=1)
+def centred(features: Tensor, mean: Tensor | None = None) -> Tensor:
+    """Features [N, C] minus their own mean, or another, L2-normalised."""
+    mean = features.mean(dim=0) if mean is None else mean
+    # those of untrained networks can be as small as 1e-14
+    return F.normalize(features - mean, dim=1, eps=torch.finfo(features.dtype).tiny)
 
 
 def nearest(queries: Sequence[Tensor], gallery: Sequence[Tensor], k: int) -> Tensor:

@@ -15,6 +15,7 @@ COMMANDS = {  # words that name something which is not there
     "eval/feature_linear_probe.py": ("--test", "nowhere"),
     "eval/merge_2stream_prob.py": ("--prob1", "nowhere", "--prob2", "nowhere"),
     "eval/report.py": ("nowhere",),
+    "-m eval.embed": ("nowhere", "--weights", "nowhere"),
     "-m dataset.prepare": ("mine", "--videos", "nowhere", "--out", "out"),
     "-m dataset.verify": ("nowhere",),
     "-m dataset.show": ("nowhere", "A/a", "-o", "a.png"),

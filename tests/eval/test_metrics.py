@@ -67,6 +67,12 @@ def test_fewer_training_videos_than_k():
     assert numbers["R@50"] == numbers["R@20"] == 100
 
 
+def test_features_of_any_magnitude_are_normalised():
+    train, test = random_features(30, 1).features, random_features(5, 2).features
+    expected = nearest([test], [train], 30)
+    assert torch.equal(nearest([test * 1e-15], [train * 1e-15], 30), expected)
+
+
 def test_nearest_are_in_order():
     train, test = random_features(30, 1), random_features(5, 2)
     order = nearest([test.features], [train.features], 30)

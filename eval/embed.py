@@ -1,0 +1,216 @@
+"""Features of a folder of videos, which need no labels or lists, and the videos most like another one.
+
+python -m eval.embed VIDEOS --weights CoCLR-ucf101-rgb --out features.npz [--like QUERY.mp4 --gallery FILE.html]
+"""
+
+import argparse
+import json
+import logging
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from backbone.select_backbone import feature_shape, select_backbone
+from dataset.catalogue import parse_name
+from dataset.clips import test_windows
+from dataset.registry import Videos
+from dataset.splits import composed
+from dataset.video_files import VideoFiles
+from eval.metrics import centred
+from eval.pictures import Clip, gallery
+from eval.predict import features_of
+from eval.records import check_folder, content_digest, network_provenance, write_file
+from model.released import RELEASED, fetch
+from model.weights import load_backbone, network_of
+from utils import launch
+from utils.checkpoint import load_checkpoint
+from utils.errors import UserError, one_line_errors
+from utils.files import write_atomically
+from utils.launch import World
+from utils.options import Parser, add_launch_options, add_speed_options, non_negative_int, positive_int
+
+log = logging.getLogger("coclr")
+
+Arrays = dict[str, np.ndarray]
+
+
+def make_parser() -> Parser:
+    parser = Parser(__doc__.split("\n")[0], "VIDEOS --weights CKPT")
+    parser.add_argument("videos", metavar="VIDEOS", help="folder of video files, of any depth")
+    parser.add_argument("--weights", metavar="CKPT", required=True, help="path, URL or released name")
+    parser.add_argument(
+        "--out",
+        default="features.npz",
+        help="gets names and features; what is current in it is not made anew",
+    )
+    parser.add_argument("--windows", action="store_true", help="features of each window too")
+    parser.add_argument(
+        "--like", metavar="FILE", help="list the videos whose features are most like this one's"
+    )
+    parser.add_argument("--neighbours", type=positive_int, default=5, help="how many --like lists")
+    parser.add_argument(
+        "--gallery", metavar="FILE", help="show what --like finds, as .html (moving, self-contained) or .png"
+    )
+    parser.add_argument("--seq_len", type=positive_int, default=32, help="frames per window")
+    parser.add_argument("--ds", type=positive_int, default=1, help="stride between the frames of a window")
+    parser.add_argument(
+        "--img_dim", type=positive_int, default=128, help="side of the square frames in pixels"
+    )
+    parser.add_argument("--batch_size", type=positive_int, default=32, help="windows in one forward pass")
+    parser.add_argument("-j", "--workers", type=non_negative_int, default=8, help="processes that decode")
+    parser.add_argument("--offline", action="store_true", help="never download; weights from the cache alone")
+    add_speed_options(parser)
+    add_launch_options(parser)
+    return parser
+
+
+def open_footage(path: str) -> Videos:
+    """All videos of a folder, or one file, in the order of their names."""
+    if not Path(path).exists():
+        raise UserError(f"there is no {path}; check the path")
+    source = VideoFiles(path)
+    if not source.names:
+        raise UserError(f"no video of {path} can be decoded")
+    numbers = np.arange(len(source.names))
+    videos = Videos(
+        {"rgb": source},
+        source.names,
+        {"rgb": numbers},
+        source.frame_counts(),
+        0 * numbers,
+        numbers,
+        classes=[],
+    )
+    return videos.subset(np.argsort(source.names))
+
+
+def refuse_flow(path: Path, checkpoint: dict[str, Any]) -> None:
+    """Raise UserError for a network that was trained on flow, as far as that is known: video files have none."""
+    options = checkpoint.get("options", {})
+    is_of_flow = parse_name(options.get("dataset", "")).streams == ("flow",) or options.get("reverse")
+    released = {file for name, file in RELEASED.items() if name.endswith("flow")}
+    if is_of_flow or path.name in released:
+        raise UserError(
+            f"--weights {path} are of optical flow, which video files have not; make a database by 'python -m "
+            "dataset.prepare', then main_classifier.py --retrieval, or take weights of RGB"
+        )
+
+
+def embedded(
+    backbone: nn.Module, size: int, videos: Videos, args: argparse.Namespace, world: World
+) -> Arrays:
+    """What --out holds: "names" [V] and "features" float32 [V, C] of the videos that can be read.
+
+    With --windows also "windows" float32 [W, C], the row of the video of each in "window_video" [W], and its first
+    frame in "window_frame" [W].
+    """
+    features, readable = features_of(backbone, size, videos, args, world, per_window=args.windows)
+    if not args.windows:
+        return {"names": np.array(readable.names), "features": features.numpy()}
+    starts = [test_windows(frames, args.seq_len, args.ds)[:, 0] for frames in readable.frames.tolist()]
+    counts = [len(frames) for frames in starts]
+    return {
+        "names": np.array(readable.names),
+        "features": torch.stack([own.mean(dim=0) for own in features.split(counts)]).numpy(),
+        "windows": features.numpy(),
+        "window_video": np.repeat(np.arange(len(counts)), counts),
+        "window_frame": np.concatenate(starts),
+    }
+
+
+def read_current(path: Path, provenance: str, windows: bool) -> Arrays | None:
+    """What ``path`` holds, if it is of this provenance, and with windows if these are asked for."""
+    try:
+        with np.load(path) as file:
+            arrays = dict(file)
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return None
+    is_current = str(arrays.pop("provenance", "")) == provenance
+    return arrays if is_current and (not windows or "windows" in arrays) else None
+
+
+def most_like(query: np.ndarray, features: np.ndarray) -> list[tuple[int, float]]:
+    """Rows of ``features`` [V, C], those most like the ``query`` [C] first, with their cosine; all are centred."""
+    gallery = torch.from_numpy(features)
+    similarity = centred(gallery) @ centred(torch.from_numpy(query)[None], gallery.mean(dim=0))[0]
+    order = similarity.argsort(descending=True, stable=True)
+    return list(zip(order.tolist(), similarity[order].tolist(), strict=True))
+
+
+def name_in(folder: str, file: str) -> str | None:
+    """The name of a video file of the ``folder``; None for one that lies elsewhere."""
+    path, root = Path(file).resolve(), Path(folder).resolve()
+    return composed(path.relative_to(root).with_suffix("").as_posix()) if path.is_relative_to(root) else None
+
+
+def clip_of(videos: Videos, name: str, caption: str, border: str = "unknown") -> Clip:
+    row = videos.names.index(name)
+    position = int(videos.positions["rgb"][row])
+    return Clip(videos.stores["rgb"], position, int(videos.frames[row]), caption, border)
+
+
+def show_like(
+    args: argparse.Namespace, arrays: Arrays, videos: Videos, embed: Callable[[Videos], Arrays]
+) -> None:
+    """List the videos of the folder that are most like the --like video, itself aside, and show them in --gallery."""
+    names, features = arrays["names"].tolist(), arrays["features"]
+    name = name_in(args.videos, args.like)
+    if name in names:
+        query = features[names.index(name)]
+        row = [clip_of(videos, name, name, "query")]
+    else:
+        others = open_footage(args.like)
+        query = embed(others)["features"][0]
+        row = [clip_of(others, others.names[0], args.like, "query")]
+    found = [(names[i], likeness) for i, likeness in most_like(query, features) if names[i] != name]
+    for neighbour, likeness in found[: args.neighbours]:
+        sys.stdout.write(f"{likeness:.3f}  {neighbour}\n")
+        row.append(clip_of(videos, neighbour, f"{neighbour} ({likeness:.2f})"))
+    if args.gallery:
+        write_file(args.gallery, gallery([row], args.gallery.endswith(".png")))
+        log.info("wrote %s", args.gallery)
+
+
+@one_line_errors
+def main(argv: list[str] | None = None) -> None:
+    args = make_parser().parse_args(argv)
+    if args.gallery and not args.like:
+        raise UserError("--gallery shows what --like FILE finds: give both")
+    world = launch.start(args)
+    if world.size > 1:
+        raise UserError(
+            f"{world.size} processes were started; eval.embed is one: start it without a launcher"
+        )
+    path = fetch(args.weights, args.offline)
+    checkpoint = load_checkpoint(path)
+    refuse_flow(path, checkpoint)
+    net = network_of(checkpoint) or "s3d"
+    feature_shape(net, args.seq_len, args.img_dim)
+    backbone, param = select_backbone(net)
+    load_backbone(backbone, checkpoint, path)
+    check_folder(Path(args.out).parent, "--out")
+
+    def embed(videos: Videos) -> Arrays:
+        return embedded(backbone, param["feature_size"], videos, args, world)
+
+    videos = open_footage(args.videos)
+    about = {"videos": content_digest(videos), **network_provenance(args, net, path, checkpoint)}
+    provenance = json.dumps(about, sort_keys=True)
+    arrays = read_current(Path(args.out), provenance, args.windows)
+    if arrays is None:
+        arrays = embed(videos)
+        with write_atomically(args.out) as file:
+            np.savez(file, provenance=np.array(provenance), **arrays)
+    log.info("%s: features %s of the videos in %s", args.out, list(arrays["features"].shape), args.videos)
+    if args.like:
+        show_like(args, arrays, videos, embed)
+
+
+if __name__ == "__main__":
+    main()
