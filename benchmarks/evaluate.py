@@ -22,7 +22,7 @@ from dataset.augmentation import MEAN, STD
 from dataset.clips import test_windows
 from dataset.crop import crop_resize
 from dataset.jpeg import encode
-from dataset.options import add_database_options
+from dataset.options import add_clip_options, add_database_options
 from dataset.registry import Videos
 from dataset.store import pack_frames, write_store
 from dataset.window_dataset import crop_boxes
@@ -68,12 +68,11 @@ def make_parser() -> Parser:
     parser = Parser(__doc__.split("\n")[0])
     parser.add_argument("--dataset", help="dataset whose test split is used, NAME[-f]; noise if not given")
     add_database_options(parser)
-    parser.add_argument("--seq_len", type=positive_int, default=8, help="frames per clip")
-    parser.add_argument("--img_dim", type=positive_int, default=32, help="side of the frames in pixels")
-    parser.add_argument("--batch_size", type=positive_int, default=32, help="windows at once (ours)")
-    parser.add_argument("-j", "--workers", type=int, default=2, help="loader processes (ours)")
+    add_clip_options(parser, workers=2)
     parser.add_argument("--repeat", type=positive_int, default=3, help="runs by turns; the fastest counts")
-    parser.set_defaults(ds=1, which_split=1, precision="fp32", compile=False)
+    parser.set_defaults(
+        seq_len=8, img_dim=32, which_split=1, precision="fp32", channels_last=False, compile=False
+    )
     return parser
 
 
@@ -82,7 +81,6 @@ def main(argv: list[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
     print_setting(argv)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    args.channels_last = device.type == "cpu"
     torch.set_num_threads(1)
     torch.manual_seed(0)
     network, param = select_backbone("s3d")

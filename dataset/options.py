@@ -18,13 +18,18 @@ def add_data_options(parser: Parser, dataset: str, clips: int, workers: int) -> 
     group = parser.add_argument_group("data")
     group.add_argument("--dataset", default=dataset, help="dataset name, NAME[-f|-2stream][-2clip]")
     add_database_options(group)
-    group.add_argument("--seq_len", type=positive_int, default=32, help="frames per clip")
     group.add_argument("--num_seq", type=int, default=clips, choices=[clips], help="clips per video")
+    add_clip_options(group, workers)
+
+
+def add_clip_options(group: argparse._ActionsContainer, workers: int) -> None:
+    """What a clip is, how many are taken at once and who reads them."""
+    group.add_argument("--seq_len", type=positive_int, default=32, help="frames per clip")
     group.add_argument("--ds", type=positive_int, default=1, help="stride between the frames of a clip")
+    group.add_argument("--img_dim", type=positive_int, default=128, help="side of the frames in pixels")
     group.add_argument(
-        "--img_dim", type=positive_int, default=128, help="side of the square frames in pixels"
+        "--batch_size", type=positive_int, default=32, help="videos per process and step; windows of tests"
     )
-    group.add_argument("--batch_size", type=positive_int, default=32, help="videos per process and step")
     group.add_argument(
         "-j",
         "--workers",

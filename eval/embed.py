@@ -19,6 +19,7 @@ from torch import nn
 from backbone.select_backbone import feature_shape, select_backbone
 from dataset.catalogue import parse_name
 from dataset.clips import test_windows
+from dataset.options import add_clip_options
 from dataset.registry import Videos
 from dataset.splits import composed
 from dataset.video_files import VideoFiles
@@ -33,7 +34,7 @@ from utils.checkpoint import load_checkpoint
 from utils.errors import UserError, one_line_errors
 from utils.files import write_atomically
 from utils.launch import World
-from utils.options import Parser, add_launch_options, add_speed_options, non_negative_int, positive_int
+from utils.options import Parser, add_launch_options, add_speed_options, positive_int
 
 log = logging.getLogger("coclr")
 
@@ -44,27 +45,13 @@ def make_parser() -> Parser:
     parser = Parser(__doc__.split("\n")[0], "VIDEOS --weights CKPT")
     parser.add_argument("videos", metavar="VIDEOS", help="folder of video files, of any depth")
     parser.add_argument("--weights", metavar="CKPT", required=True, help="path, URL or released name")
-    parser.add_argument(
-        "--out",
-        default="features.npz",
-        help="gets names and features; what is current in it is not made anew",
-    )
+    parser.add_argument("--out", default="features.npz", help="what is current in it is not made anew")
     parser.add_argument("--windows", action="store_true", help="features of each window too")
-    parser.add_argument(
-        "--like", metavar="FILE", help="list the videos whose features are most like this one's"
-    )
+    parser.add_argument("--like", metavar="FILE", help="list the videos that are most like this one")
     parser.add_argument("--neighbours", type=positive_int, default=5, help="how many --like lists")
-    parser.add_argument(
-        "--gallery", metavar="FILE", help="show what --like finds, as .html (moving, self-contained) or .png"
-    )
-    parser.add_argument("--seq_len", type=positive_int, default=32, help="frames per window")
-    parser.add_argument("--ds", type=positive_int, default=1, help="stride between the frames of a window")
-    parser.add_argument(
-        "--img_dim", type=positive_int, default=128, help="side of the square frames in pixels"
-    )
-    parser.add_argument("--batch_size", type=positive_int, default=32, help="windows in one forward pass")
-    parser.add_argument("-j", "--workers", type=non_negative_int, default=8, help="processes that decode")
+    parser.add_argument("--gallery", metavar="FILE", help="show them, as .html (moving) or .png")
     parser.add_argument("--offline", action="store_true", help="never download; weights from the cache alone")
+    add_clip_options(parser.add_argument_group("data"), workers=8)
     add_speed_options(parser)
     add_launch_options(parser)
     return parser
@@ -77,16 +64,9 @@ def open_footage(path: str) -> Videos:
     source = VideoFiles(path)
     if not source.names:
         raise UserError(f"no video of {path} can be decoded")
-    numbers = np.arange(len(source.names))
-    videos = Videos(
-        {"rgb": source},
-        source.names,
-        {"rgb": numbers},
-        source.frame_counts(),
-        0 * numbers,
-        numbers,
-        classes=[],
-    )
+    rows = np.arange(len(source.names))
+    frames = source.frame_counts()
+    videos = Videos({"rgb": source}, source.names, {"rgb": rows}, frames, 0 * rows, rows, classes=[])
     return videos.subset(np.argsort(source.names))
 
 
