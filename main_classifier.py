@@ -134,11 +134,8 @@ def start_backbone(args: argparse.Namespace, model: LinearClassifier) -> tuple[d
     path = fetch(args.pretrain, args.offline)
     checkpoint = load_checkpoint(path)
     load_backbone(model.backbone, checkpoint, path)
-    log.info(
-        "network: all of %s (epoch %d); its projection head and queue are not needed",
-        path,
-        checkpoint.get("epoch", -1),
-    )
+    epoch = checkpoint.get("epoch", -1)
+    log.info("network: all of %s (epoch %d); its projection head and queue are not needed", path, epoch)
     stem = path.name.removesuffix(".tar").removesuffix(".pth")
     return origin(checkpoint, path), f"{stem}-{digest(path)[:6]}"
 
@@ -229,12 +226,8 @@ def train(args: argparse.Namespace, world: World) -> None:
         state.facts["origin"] = origin_of_resumed(run.resume, videos.classes, network_origin)
         resume(state, run.resume, world.size, args.reset_lr)
     log.info(
-        "%s: %d training and %d validation videos of %d classes, %d steps per epoch",
-        run.folder,
-        len(videos),
-        len(validation),
-        len(videos.classes),
-        len(loader),
+        f"{run.folder}: {len(videos)} training and {len(validation)} validation videos of {len(videos.classes)} "
+        f"classes, {len(loader)} steps per epoch"
     )
     with run.training(state.iteration):
         while state.epoch < args.epochs:

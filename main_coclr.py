@@ -165,20 +165,16 @@ def main(argv: list[str] | None = None) -> None:
         resume(state, run.resume, world.size, args.reset_lr)
     else:
         start_encoders(model, args.pretrain)
+        steps = args.moco_k // (args.batch_size * world.size)
         log.info(
-            "the queues start empty, as they should: the first %d steps fill them and train nothing",
-            args.moco_k // (args.batch_size * world.size),
+            "the queues start empty, as they should: the first %d steps fill them and train nothing", steps
         )
     clip_shape = (args.batch_size, 3, args.seq_len, args.img_dim, args.img_dim)
     refuse_unsound_precision(args.precision, world.device, model.encoder_q, clip_shape)
 
     log.info(
-        "%s: %d videos, %d steps per epoch on %s, batch norm in groups of %d",
-        run.folder,
-        len(loader.dataset),
-        len(loader),
-        world,
-        args.batch_size // splits,
+        f"{run.folder}: {len(loader.dataset)} videos, {len(loader)} steps per epoch on {world}, batch norm in "
+        f"groups of {args.batch_size // splits}"
     )
     with run.training(state.iteration):
         while state.epoch < args.epochs:

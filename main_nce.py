@@ -89,12 +89,8 @@ def main(argv: list[str] | None = None) -> None:
     refuse_unsound_precision(args.precision, world.device, model.encoder_q, clip_shape)
 
     log.info(
-        "%s: %d videos, %d steps per epoch on %s, batch norm in groups of %d",
-        run.folder,
-        len(loader.dataset),
-        len(loader),
-        world,
-        args.batch_size // splits,
+        f"{run.folder}: {len(loader.dataset)} videos, {len(loader)} steps per epoch on {world}, batch norm in "
+        f"groups of {args.batch_size // splits}"
     )
     with run.training(state.iteration):
         while state.epoch < args.epochs:

@@ -39,11 +39,7 @@ def projection_encoder(network: str, dim: int) -> nn.Sequential:
     backbone, param = select_backbone(network)
     size = param["feature_size"]
     return nn.Sequential(
-        backbone,
-        nn.AdaptiveAvgPool3d(1),
-        nn.Conv3d(size, size, 1),
-        nn.ReLU(),
-        nn.Conv3d(size, dim, 1),
+        backbone, nn.AdaptiveAvgPool3d(1), nn.Conv3d(size, size, 1), nn.ReLU(), nn.Conv3d(size, dim, 1)
     )
 
 

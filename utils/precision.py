@@ -14,7 +14,6 @@ from utils.errors import UserError
 log = logging.getLogger("coclr")
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-LEAST_COSINE = 0.9  # of gradients of whole networks, without a warning
 LARGEST_ERROR = 0.4  # of gradients of single layers, relative
 
 
@@ -38,51 +37,33 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
 def refuse_unsound_precision(
     precision: str, device: torch.device, encoder: nn.Module, clip_shape: tuple[int, ...]
 ) -> None:
-    """On a CPU, refuse fp16, and bf16 that the layers of ``encoder`` compute wrongly there; warn of a poor gradient.
+    """On a CPU, refuse fp16, and bf16 that computes a layer of ``encoder`` wrongly there.
 
-    One pass in fp32 and one in bf16, on the same smooth clips [B, 3, T, H, W], channels-last and in training mode.
-    bf16 weight gradients of some CPUs are not finite, or have little to do with fp32's, in a layer by itself: that is
-    refused. A deep network that has hardly trained multiplies the rounding of right layers: that is said, as such
-    networks trained as well as in fp32.
+    One pass over smooth clips [B, 3, T, H, W], channels-last and in training mode. Gradients of some CPUs are not
+    finite in bf16, or have little to do with fp32's. Where each layer is right by itself, rounding may still turn the
+    gradient of a network that has hardly trained; such networks trained as well, so that is only said.
     """
     if precision == "fp32" or device.type != "cpu":
         return
     if precision == "fp16":
         raise UserError("--precision fp16 is for GPUs; on a CPU use fp32 or bf16")
-    random = torch.Generator().manual_seed(0)
-    coarse = torch.randn(*clip_shape[:2], 4, 4, 4, generator=random)
+    trial = copy.deepcopy(encoder).train().to(memory_format=torch.channels_last_3d)
+    errors = watch_layers(trial, precision, device)
+    coarse = torch.randn(*clip_shape[:2], 4, 4, 4, generator=torch.Generator().manual_seed(0))
     clips = F.interpolate(coarse, clip_shape[2:], mode="trilinear").to(memory_format=torch.channels_last_3d)
-    gradients = []
-    errors = {}
-    for name in ("fp32", precision):
-        trial = copy.deepcopy(encoder).train().to(memory_format=torch.channels_last_3d)
-        if name != "fp32":
-            errors = watch_layers(trial, name, device)
-        with autocast(name, device):
-            output = F.normalize(trial(clips).float().flatten(1))
-        weight = torch.randn(output.shape, generator=torch.Generator().manual_seed(1))
-        (output * weight).sum().backward()
-        gradients.append(torch.cat([p.grad.flatten() for p in trial.parameters() if p.grad is not None]))
-    size = "x".join(map(str, clip_shape[2:]))
-    remedy = "use --precision fp32 or a GPU"
-    for layer, error in errors.items():
-        if not error <= LARGEST_ERROR:  # nor NaN
-            raise UserError(
-                f"--precision {precision} on this CPU: the gradient of layer {layer} for clips of {size} is off "
-                f"by {error:.0%} of that of fp32, at most {LARGEST_ERROR:.0%} are due to rounding; {remedy}"
-            )
-    if not gradients[1].isfinite().all():
+    with torch.no_grad(), autocast(precision, device):
+        trial(clips)
+    layer = max(errors, key=errors.get)
+    if errors[layer] > LARGEST_ERROR:
         raise UserError(
-            f"--precision {precision} on this CPU: gradients for clips of {size} are not finite; {remedy}"
+            f"--precision {precision} on this CPU: the gradient of layer {layer} for clips of "
+            f"{'x'.join(map(str, clip_shape[2:]))} is off by {errors[layer]:.0%} of that of fp32, at most "
+            f"{LARGEST_ERROR:.0%} are due to rounding; use --precision fp32 or a GPU"
         )
-    cosine = F.cosine_similarity(*gradients, dim=0).item()
-    if cosine < LEAST_COSINE:
-        log.warning(
-            "--precision %s: rounding turns the gradient, which has a cosine of %.2f to that of fp32; with weights "
-            "that have hardly trained this is normal, and they trained as well: watch the first epochs",
-            precision,
-            cosine,
-        )
+    log.info(
+        f"--precision {precision} on a CPU: gradients of single layers are those of fp32 within {errors[layer]:.1%}, "
+        "but that of a network that has hardly trained hangs on rounding: watch the first epochs"
+    )
 
 
 def watch_layers(module: nn.Module, precision: str, device: torch.device) -> dict[str, float]:
