@@ -150,7 +150,7 @@ def compare(dataset: ClipDataset, others: dict[str, ClipDataset], args: argparse
     print(f"{' and '.join(stores)}: {len(jpegs) / len(keys):.1f} frames of {kilobytes:.1f} kB per sample")
     for name, values in times.items():
         print(
-            f"  {name:9s} {spread(values)} ms per sample, {middle['plain'] / middle[name]:.2f} x as fast as plain, "
+            f"  {name:8s} {spread(values)} ms per sample, {middle['plain'] / middle[name]:.2f} x as fast as plain, "
             f"{middle[name] / middle['decoding']:.2f} x the decoding"
         )
 
@@ -193,7 +193,7 @@ def main(argv: list[str] | None = None) -> None:
         folder = Path(name)
         make_data(args.video, folder)
         rgb, both = (make_dataset(f"some{ending}", folder) for ending in ("-2clip", "-2stream-2clip"))
-        files = {kind.__name__: kind(folder / "some/videos") for kind in (VideoFiles, WholeFiles)}
+        files = {"files": VideoFiles(folder / "some/videos"), "whole": WholeFiles(folder / "some/videos")}
         compare(
             rgb, {kind: make_dataset("some-2clip", folder, source) for kind, source in files.items()}, args
         )

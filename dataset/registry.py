@@ -76,7 +76,7 @@ class Videos:
 class SourceFacts:
     """A kind of sources.
 
-    label: what messages call it. streams: those that it can have. open: makes it of a path. place: its path in the
+    label: what messages call it. streams: those that it can have. open: makes it of a path. default_path: in the
     folder of a dataset, by stream. is_footage: it is a folder in which train/, val/ and lists lie, not a file beside
     these.
     """
@@ -84,7 +84,7 @@ class SourceFacts:
     label: str
     streams: tuple[str, ...]
     open: Callable[[Path], FrameSource]
-    place: Callable[[str], str]
+    default_path: Callable[[str], str]
     is_footage: bool = False
 
 
@@ -98,7 +98,7 @@ def source_options() -> dict[str, str]:
     """Help by name of the options that say where a stream lies: "rgb_lmdb", ..."""
     return {
         f"{stream}_{kind}": (
-            f"{STREAMS[stream].label} {facts.label}, if it is not at DATA_ROOT/NAME/{facts.place(stream)}"
+            f"{STREAMS[stream].label} {facts.label}, if it is not at DATA_ROOT/NAME/{facts.default_path(stream)}"
         )
         for kind, facts in SOURCES.items()
         for stream in facts.streams
@@ -119,7 +119,7 @@ def locate(
         for kind in () if places else kinds:
             folder = data_root / dataset.base
             above = folder if SOURCES[kind].is_footage else _folder_of(part, dataset, folder)
-            places[kind] = above / SOURCES[kind].place(stream)
+            places[kind] = above / SOURCES[kind].default_path(stream)
         kind = next((kind for kind, path in places.items() if path.exists()), None)
         if kind is None:
             raise UserError(_absent(data_root, stream, places))
