@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import stat
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,35 +79,36 @@ def find_videos(folder: Path) -> Footage:
 
     def look_into(path: str, name: str, above: set[tuple[int, int]]) -> bool:
         """Add what is in a folder, and the folder itself if it holds extracted frames; whether that is anything."""
-        images, found, suffixes = 0, False, Counter()
+        others: Counter = Counter()
+        images = 0
+        found = False
         for entry in _entries(path):
-            if entry.name.startswith("."):
-                suffixes["hidden"] += 1
-                continue
             below = f"{name}/{entry.name}" if name else entry.name
             stem, suffix = os.path.splitext(below)
+            if entry.name.startswith("."):
+                others["hidden"] += 1
+                continue
             try:
-                is_folder, status = entry.is_dir(), entry.stat()
-                identity = status.st_dev, status.st_ino
-                if is_folder and identity in above:
-                    raise OSError(0, "a link to a folder that it lies in")
-                if is_folder:
+                status = entry.stat()
+                if stat.S_ISDIR(status.st_mode):
+                    identity = status.st_dev, status.st_ino
+                    if identity in above:
+                        raise OSError(0, "a link to a folder that it lies in")
                     found |= look_into(entry.path, below, above | {identity})
+                    continue
             except OSError as error:
                 footage.left_out[ascii(below)[1:-1]] = f"cannot read {entry.path}: {error.strerror}"
                 continue
-            if is_folder:
-                continue
             if suffix.lower() in NO_VIDEOS:
                 images += bool(IMAGE.match(entry.name))
-                suffixes[suffix.lower()] += 1
+                others[suffix.lower()] += 1
             else:
                 add(stem, entry.path, status.st_size)
                 found = True
         if images and not found and name:
             add(name, path, images)
             return True
-        footage.ignored += suffixes
+        footage.ignored += others
         return found
 
     try:

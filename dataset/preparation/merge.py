@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from dataset.preparation.find import Video
 from dataset.preparation.write import done_path, read_notes
-from dataset.store import VideoStore, writing
+from dataset.store import BrokenVideo, VideoStore, writing
 from utils.errors import UserError
 
 log = logging.getLogger("coclr")
@@ -29,28 +29,31 @@ def wait_for_others(videos: Iterable[Video], folder: Path, wait: bool) -> dict[s
     """
     missing = {video.name: video for video in videos}
     notes: dict[str, dict] = {}
-    if missing and wait:
+    if not missing:
+        return notes
+    if wait:
         log.info("waiting for the %d videos of the other processes", len(missing))
-    written, since = -1, time.monotonic()
-    with tqdm(
-        total=len(missing), unit="video", desc="all processes", disable=None if missing else True
-    ) as bar:
-        while missing:
+    patience = PATIENCE_SECONDS if wait else 0
+    written = -1
+    since = time.monotonic()
+    with tqdm(total=len(missing), unit="video", desc="all processes", disable=None) as bar:
+        while True:
             new = read_notes(folder, missing.values())
             notes |= new
             bar.update(len(new))
             missing = {name: video for name, video in missing.items() if name not in new}
+            if not missing:
+                return notes
             now = len(notes) + bytes_under_way(folder)
             if now != written:
-                written, since = now, time.monotonic()
-            if missing and time.monotonic() - since >= (PATIENCE_SECONDS if wait else 0):
+                written = now
+                since = time.monotonic()
+            if time.monotonic() - since >= patience:
                 raise UserError(
                     f"{len(missing)} videos are not prepared yet, e.g. {next(iter(missing))}; start the same "
                     "command again, without --merge"
                 )
-            if missing:
-                time.sleep(POLL_SECONDS)
-    return notes
+            time.sleep(POLL_SECONDS)
 
 
 def bytes_under_way(folder: Path) -> int:
@@ -73,14 +76,15 @@ def merge(
     """
     old = VideoStore(path) if any(name not in notes for name in order) else None
     position = {name: i for i, name in enumerate(old.names)} if old else {}
-    total_frames, total_bytes = 0, 0
+    total_frames = 0
+    total_bytes = 0
     with writing(path) as add:
         for name in tqdm(order, desc=path.name, unit="video", disable=None):
             if name in notes:
                 frames = notes[name]["records"][stream]["frames"]
                 record = read_record(done_path(folder, name, stream), frames)
             else:
-                frames, record = old.num_frames(position[name]), old.read_record(position[name])
+                frames, record = old_record(old, position[name])
             add(name, record, frames)
             total_frames += frames
             total_bytes += len(record)
@@ -89,6 +93,14 @@ def merge(
         "bytes": total_bytes,
         "bytes_per_frame": round(total_bytes / total_frames, 1),
     }
+
+
+def old_record(old: VideoStore, position: int) -> tuple[int, bytes]:
+    """(number of frames, record) of a video of the database that is replaced; raises UserError for a damaged one."""
+    try:
+        return old.num_frames(position), old.read_record(position)
+    except BrokenVideo as error:
+        raise UserError(f"{error}; remove {old.path} to have all videos prepared again") from error
 
 
 def read_record(path: Path, frames: int) -> bytearray:

@@ -168,7 +168,10 @@ def prepare_share(share: list[Video], plan: Plan, jobs: int) -> dict[str, dict]:
     if share and "flow" in plan.options.streams:
         warm_up(plan.options.flow)
     notes: dict[str, dict] = {}
-    frames, size, seconds, began = 0, 0, 0.0, time.perf_counter()
+    frames = 0
+    size = 0
+    seconds = 0.0
+    began = time.perf_counter()
     sample = min(len(share), max(8, 2 * jobs))
     quiet = None if log.isEnabledFor(logging.INFO) else True  # None: where there is no terminal
     with (

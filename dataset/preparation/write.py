@@ -48,7 +48,9 @@ def prepare_video(video: Video, folder: Path, options: Options) -> dict:
     and, where decoding met anything, "remarks", or "left_out", the reason; "seconds" that it took and "flow_seconds" of
     them in the flow method.
     """
-    start, flow_clock, report = time.perf_counter(), [0.0], Report()
+    start = time.perf_counter()
+    flow_clock = [0.0]
+    report = Report()
     try:
         frames = _readable(video, make_frames(video, options, flow_clock, report))
         made: dict = {"records": _write_frames(video, frames, folder, options.streams)}
@@ -149,7 +151,8 @@ def prepare_videos(videos: list[Video], folder: Path, options: Options, jobs: in
     try:
         while waiting or running:
             while waiting and idle:
-                worker, video = idle.pop(), waiting.popleft()
+                worker = idle.pop()
+                video = waiting.popleft()
                 try:
                     future = worker.submit(prepare_video, video, folder, options)
                 except BrokenProcessPool:  # killed while it had nothing to do

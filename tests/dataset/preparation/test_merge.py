@@ -57,6 +57,15 @@ def test_new_videos_are_added_and_changed_ones_replaced(tmp_path):
         assert path.read_bytes() == expected_bytes(tmp_path / "other.lmdb")
 
 
+def test_a_damaged_old_database_is_told(tmp_path):
+    path = tmp_path / "rgb.lmdb"
+    write_store(path, ["a/0"], lambda name: (b"no list of frames", 3))
+    with pytest.raises(
+        UserError, match=r"a/0: .*rgb\.lmdb.*; remove .*rgb\.lmdb to have all videos prepared"
+    ):
+        merge(["a/0"], {}, tmp_path, path, "rgb")
+
+
 def test_what_cannot_be_read_back_replaces_nothing(tmp_path, monkeypatch):
     path, folder = tmp_path / "rgb.lmdb", tmp_path / "unfinished"
     notes = finish(folder, *VIDEOS)
