@@ -25,6 +25,7 @@ from utils.cores import available_cores
 from utils.errors import UserError
 from utils.launch import World
 from utils.precision import autocast, to_device, uses_channels_last
+from utils.processes import local_processes
 
 log = logging.getLogger("coclr")
 
@@ -141,7 +142,7 @@ def predict(
             return network(network_input(clips, flip, uses_channels_last(args, device)))
 
     # on a CPU, a batch in parts on as many cores is faster than on all of them as one
-    threads = max(available_cores() // world.size, 1) if device.type == "cpu" else 1
+    threads = max(available_cores() // local_processes(), 1) if device.type == "cpu" else 1
     # TF32 and the choice of an algorithm by trial would make results depend on the batch
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
         batches = full_batches(readable_items(), mirrored, -(-args.batch_size // threads), device)

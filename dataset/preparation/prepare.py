@@ -9,7 +9,6 @@ import argparse
 import contextlib
 import json
 import logging
-import os
 import shutil
 import time
 from dataclasses import asdict, dataclass
@@ -43,7 +42,7 @@ from utils.errors import UserError, one_line_errors
 from utils.files import write_if_changed
 from utils.log import start_logging
 from utils.options import Parser, positive_int
-from utils.processes import process_ranks
+from utils.processes import local_processes, process_ranks
 
 log = logging.getLogger("coclr")
 
@@ -341,7 +340,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--quality", type=int, default=90, choices=range(1, 101), metavar="1-100", help="of the JPEGs"
     )
-    cores = available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    cores = available_cores() // local_processes()
     parser.add_argument("-j", "--jobs", type=positive_int, default=max(1, cores), help="processes")
     parser.add_argument("--merge", action="store_true", help="only merge what several machines have made")
     args = parser.parse_args(argv)
