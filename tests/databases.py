@@ -7,6 +7,9 @@ import lmdb
 import msgpack
 import numpy as np
 
+from dataset.augmentation import View
+from dataset.registry import Videos, open_videos
+
 
 def picture(height=61, width=83, seed=0):
     """A photograph-like picture, uint8 [H, W, 3]: smooth colours, edges and some noise."""
@@ -79,3 +82,13 @@ def make_dataset(
     for part, names in lists.items():
         (folder / f"{part}list01.txt").write_text("\n".join(names) + "\n")
     return folder
+
+
+def open_tiny(root: Path, name: str = "tiny-2clip", part: str = "train") -> Videos:
+    """The videos of the dataset "tiny" in ``root``, for clips of 4 frames at stride 2."""
+    return open_videos(name, part, seq_len=4, ds=2, data_root=root)
+
+
+def both_light(rng: np.random.Generator) -> tuple[View, View]:
+    """Two clips, each augmented lightly."""
+    return View(0, "light"), View(1, "light")

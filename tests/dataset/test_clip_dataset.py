@@ -1,28 +1,13 @@
 import numpy as np
 import pytest
 import torch
-from databases import jpeg, make_dataset, write_database
+from databases import both_light, jpeg, open_tiny, write_database
 
 from dataset import crop, store
 from dataset.augmentation import View
 from dataset.clip_dataset import ClipDataset
 from dataset.registry import open_videos
 from utils.errors import UserError
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    root = tmp_path_factory.mktemp("data")
-    make_dataset(root / "tiny")
-    return root
-
-
-def open_tiny(root, name="tiny-2clip", part="train"):
-    return open_videos(name, part, seq_len=4, ds=2, data_root=root)
-
-
-def both_light(rng):
-    return View(0, "light"), View(1, "light")
 
 
 def test_item_shapes(root):

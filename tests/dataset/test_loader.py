@@ -6,24 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from databases import make_dataset
+from databases import open_tiny
 
 from dataset.clip_dataset import ClipDataset
 from dataset.loader import ShuffledBatches, make_loader, window_loader
 from dataset.registry import open_videos
 from dataset.window_dataset import WindowDataset
 from utils.errors import UserError
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    root = tmp_path_factory.mktemp("data")
-    make_dataset(root / "tiny")
-    return root
-
-
-def open_tiny(root, name="tiny-2clip", part="train"):
-    return open_videos(name, part, seq_len=4, ds=2, data_root=root)
 
 
 @pytest.mark.slow

@@ -5,29 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from databases import make_dataset
+from databases import both_light, make_dataset, open_tiny
 
-from dataset.augmentation import View
 from dataset.clip_dataset import ClipDataset
 from dataset.registry import open_videos
 from utils.errors import UserError
 
 RELEASED = Path(__file__).parent.parent / "conformance" / "released_lmdb"
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    root = tmp_path_factory.mktemp("data")
-    make_dataset(root / "tiny")
-    return root
-
-
-def open_tiny(root, name="tiny-2clip", part="train"):
-    return open_videos(name, part, seq_len=4, ds=2, data_root=root)
-
-
-def both_light(rng):
-    return View(0, "light"), View(1, "light")
 
 
 def test_released_database_by_the_names_of_ucf101(tmp_path):
