@@ -23,6 +23,7 @@ COMMANDS = {  # words that name something which is not there
     "-m benchmarks.loader": ("--video", "nowhere"),
     "-m benchmarks.prepare": ("--videos", "nowhere"),
     "-m benchmarks.step": ("--methods", "nowhere"),
+    "-m scripts.reproduce": ("nowhere", "1"),
     "-m dataset.synthetic": ("--out", "nowhere/nowhere", "--videos", "1"),
 }
 

@@ -41,7 +41,7 @@ class Parser(argparse.ArgumentParser):
         words = list(sys.argv[1:] if args is None else args)
         for i, word in enumerate(words):
             name, equals, value = word.partition("=")
-            if name.startswith("--"):
+            if name.startswith("--") and " " not in name:  # else it is the value of another option
                 words[i] = "--" + name[2:].replace("-", "_") + equals + value
         return super().parse_known_args(words, namespace)
 

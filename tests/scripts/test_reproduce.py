@@ -1,0 +1,127 @@
+import shlex
+import signal
+from pathlib import Path
+
+import pytest
+from runs import Started, run
+
+from scripts import reproduce
+
+RECORDED = {  # by file: the words after the script's name, the environment
+    "ucf101": ("ucf101", {}),
+    "k400": ("k400 8 --data_root /data --rgb_lmdb a.lmdb --workers 4", {"SEED": "3", "BASELINES": "1"}),
+    "mine": (
+        "mine 1 --seq_len 8",
+        {
+            "BASELINES": "all",
+            "CYCLES": "1",
+            "PROBE": "features",
+            "NCE_EPOCHS": "8",
+            "NCE_SCHEDULE": "6",
+            "COCLR_EPOCHS": "6",
+            "COCLR_SCHEDULE": "4 5",
+            "PRETRAIN": "--moco-k 64 --lr 4e-4",
+            "COTRAIN": "--hide_self 0",
+            "EVALUATE": "--ten_crop",
+            "EVAL": "ucf101 mine",
+        },
+    ),
+}
+TINY = ["tiny", "1", "--nce_epochs", "1", "--coclr_epochs", "1", "--nce_schedule=", "--coclr_schedule="]
+TINY += ["--pretrain", "--moco-k 8 --moco-dim 16", "--cotrain", "--topk 2"]
+TINY += ["--seq_len", "8", "--img_dim", "32", "-j", "0", "--batch_size", "4"]
+
+
+@pytest.fixture(autouse=True)
+def no_settings(monkeypatch):
+    for name in reproduce.SETTINGS:
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+@pytest.fixture
+def commands(cwd, monkeypatch):
+    """The commands that the recipe runs in a working folder of the test's own, each in a fork."""
+    done = []
+
+    def execute(words: list[str]) -> int:
+        done.append(" ".join(words))
+        ended = run(*words, cwd=cwd)
+        assert ended.returncode == 0, ended.stderr
+        return ended.returncode
+
+    monkeypatch.chdir(cwd)
+    monkeypatch.setattr(reproduce, "execute", execute)
+    return done
+
+
+def lines(text: str) -> list[list[str]]:
+    """The words of each line."""
+    return [shlex.split(line) for line in text.splitlines()]
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_dry_run_prints_the_recorded_commands(name, cwd, monkeypatch, capsys):
+    words, settings = RECORDED[name]
+    monkeypatch.chdir(cwd)
+    recorded = Path(__file__).parent / "reproduce" / f"{name}.txt"
+    expected = lines(recorded.read_text())
+    options = [f"--{setting.lower()}={value}" for setting, value in settings.items()]
+    reproduce.main([*words.split(), *options, "--dry-run"])
+    assert lines(capsys.readouterr().out) == expected
+    for setting, value in settings.items():
+        monkeypatch.setenv(setting, value)
+    reproduce.main([*words.split(), "--dry-run"])
+    assert lines(capsys.readouterr().out) == expected
+
+
+def test_baselines_may_be_random_weights_alone(cwd, monkeypatch, capsys):
+    monkeypatch.chdir(cwd)
+    reproduce.main(["ucf101", "--baselines", "random", "--dry_run"])
+    shown = capsys.readouterr().out
+    assert shown.count("--test random") == 2
+    assert "training 6 of 6" in shown
+    assert "ubernce" not in shown
+
+
+@pytest.mark.slow
+def test_everything_from_pretraining_to_the_table_and_what_is_done_is_skipped(commands, cwd):
+    recipe = [*TINY, "--cycles", "1", "--seed", "2", "--probe", "features"]
+    reproduce.main(recipe)
+    assert len(commands) == 4 + 4 * 2 + 3  # trainings; tests and probes; two-stream, pictures, table
+    assert all("--seed 2" in command for command in commands if command.startswith("main_"))
+    table = (cwd / "results.md").read_text()
+    assert all(name in table for name in ("InfoNCE", "CoCLR", "Retrieval", "Classification"))
+    assert all((cwd / name).is_file() for name in ("results.png", "gallery-tiny.html", "recall-tiny.png"))
+
+    commands.clear()
+    (last,) = cwd.glob("log-pretrain/seed2_Cycle1-RGBMining_*/model")
+    (last / "epoch0.pth.tar").unlink()
+    (last / "feature-tiny" / ".done-f").unlink()
+    reproduce.main(recipe)
+    done_again = ["main_coclr.py", "main_classifier.py", "eval/retrieval.py", "eval/report.py"]
+    assert [command.split()[0] for command in commands] == done_again
+
+
+@pytest.mark.slow
+def test_stopped_saves_and_goes_on(cwd):
+    recipe = ["-m", "scripts.reproduce", *TINY, "--nce_epochs", "500"]
+    with Started(*recipe, cwd=cwd) as started:
+        started.wait_for_steps(
+            cwd / "log-pretrain" / "infonce_k8_tiny-2clip-32_s3d_bs4_lr0.001_seq2_len8_ds1", 2
+        )
+        started.send_signal(signal.SIGTERM)
+        done = started.finish()
+    assert done.returncode == 128 + signal.SIGTERM
+    assert "saved" in done.stderr
+
+
+def test_several_runs_that_may_be_meant_are_refused(cwd, monkeypatch, capsys):
+    monkeypatch.chdir(cwd)
+    for queue in (8, 16):
+        model = cwd / "log-pretrain" / f"infonce_k{queue}_tiny-2clip-32" / "model"
+        model.mkdir(parents=True)
+        (model / "epoch0.pth.tar").touch()
+    with pytest.raises(SystemExit) as stopped:
+        reproduce.main(TINY)
+    assert stopped.value.code == 2
+    assert "all match; move the runs you do not mean away" in capsys.readouterr().err
