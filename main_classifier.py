@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from backbone.select_backbone import feature_shape
-from dataset.augmentation import View, augment_batch, draw_crop
+from dataset.augmentation import augment_batch, draw_crop, draw_finetune_view
 from dataset.catalogue import parse_name
 from dataset.clip_dataset import ClipDataset
 from dataset.loader import make_loader
@@ -119,8 +120,8 @@ def training_loader(args: argparse.Namespace, world: World, videos: Videos) -> D
         args.ds,
         args.img_dim,
         args.seed,
-        lambda rng: (View(0, "finetune"),),
-        lambda rng, height, width: draw_crop(rng, height, width, attempts=10, fallback="centre"),
+        draw_finetune_view,
+        partial(draw_crop, attempts=10, fallback="centre"),
     )
     return make_loader(dataset, args.batch_size, args.workers, world.rank, world.size, world.device)
 

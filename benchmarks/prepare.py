@@ -22,9 +22,9 @@ import cv2
 import numpy as np
 
 from benchmarks.common import in_turns, print_setting, spread
+from dataset.decode import decode_video
+from dataset.footage import Video, find_videos
 from dataset.jpeg import encode
-from dataset.preparation.decode import decode_video
-from dataset.preparation.find import Video, find_videos
 from dataset.preparation.flow import compute_flow, warm_up
 from dataset.preparation.frames import Options, resize
 from utils.cores import available_cores

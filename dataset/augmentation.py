@@ -58,6 +58,11 @@ def draw_pretrain_views(rng: np.random.Generator) -> tuple[View, View]:
     return View(clip, first), View(clip, second)
 
 
+def draw_finetune_view(rng: np.random.Generator) -> tuple[View]:
+    """The one view of a sample with labels; nothing of it is drawn."""
+    return (View(0, "finetune"),)
+
+
 def draw_crop(
     rng: np.random.Generator, height: int, width: int, attempts: int = 1, fallback: str = "whole"
 ) -> tuple[int, int, int, int]:

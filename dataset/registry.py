@@ -13,7 +13,7 @@ from torch import Tensor
 from dataset.catalogue import DATASETS, PART_FOLDERS, STREAMS, DatasetName, lies_in_parts, parse_name
 from dataset.clips import long_enough
 from dataset.crop import Box, read_clips
-from dataset.preparation.find import class_list, find_lists, find_videos, in_class_folder
+from dataset.footage import class_list, find_lists, find_videos, in_class_folder
 from dataset.source import FrameSource
 from dataset.splits import class_of, find_split, find_split_lists, read_classes, source_ids
 from dataset.store import VideoStore

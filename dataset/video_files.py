@@ -21,8 +21,8 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from dataset.preparation.decode import FrameIndex, index_frames, read_frames
-from dataset.preparation.find import Video, find_videos
+from dataset.decode import FrameIndex, index_frames, read_frames
+from dataset.footage import Video, find_videos
 from dataset.source import BrokenVideo
 from dataset.store import shuffled
 from utils.cores import available_cores
@@ -41,7 +41,7 @@ Entry = dict[str, Any]
 
 
 class VideoFiles:
-    """The videos in a folder and those below, see ``dataset.preparation.find``, or one file; completes their index.
+    """The videos in a folder and those below, see ``dataset.footage``, or one file; completes their index.
 
     The names are in the order of a database of the same videos. Raises UserError for a folder without videos, or when
     a decoder ends the process.

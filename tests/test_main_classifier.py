@@ -1,6 +1,7 @@
 """main_classifier.py as a user runs it: training, resuming, tests, retrieval, several processes, bad input."""
 
 import json
+import pickle
 import re
 from pathlib import Path
 
@@ -17,10 +18,11 @@ from dataset.registry import open_videos
 from dataset.window_dataset import WindowDataset
 from eval import feature_linear_probe, merge_2stream_prob, report, retrieval
 from eval.features import load_features
-from eval.predict import network_input
+from eval.predict import network_input, read_videos
 from model.pretrain import InfoNCE
 from model.weights import load_classifier
 from utils.checkpoint import load_checkpoint
+from utils.launch import World
 
 SMALL = ("--dataset", "tiny", "--seq_len", "8", "--img_dim", "32", "-j", "0", "--batch_size", "4")
 FOLDER = "tiny-32-sp1_s3d_{optim}_bs4_lr{lr}_wd0.001_dp{dp}_len8_ds1_train-{what}_pt-{pt}"
@@ -172,6 +174,14 @@ def stop_after(end_epoch):
         raise KeyboardInterrupt
 
     return end_and_stop
+
+
+def test_training_data_goes_to_processes_that_are_not_forked(home):
+    args = main_classifier.make_parser().parse_args([*SMALL, "--data_root", str(home / "data")])
+    (videos,) = read_videos(args, "train")
+    here = main_classifier.training_loader(args, World(0, 1, torch.device("cpu")), videos).dataset
+    there = pickle.loads(pickle.dumps(here))
+    assert torch.equal(there[0, 3]["clips"], here[0, 3]["clips"])
 
 
 def test_validation_part_is_what_pandas_draws():

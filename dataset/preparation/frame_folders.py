@@ -9,8 +9,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from dataset.footage import Video
 from dataset.jpeg import decode, decode_whole, encode
-from dataset.preparation.find import Video
 from dataset.store import BrokenVideo
 
 IMAGE = re.compile(

@@ -9,9 +9,9 @@ from fractions import Fraction
 import cv2
 import numpy as np
 
+from dataset.decode import Report, decode_video
+from dataset.footage import Video
 from dataset.jpeg import decode, encode
-from dataset.preparation.decode import Report, decode_video
-from dataset.preparation.find import Video
 from dataset.preparation.flow import METHODS, compute_flow, encode_flow
 from dataset.preparation.frame_folders import frame_files, read_flow_files, read_jpegs
 from dataset.store import BrokenVideo

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgpack
 from tqdm import tqdm
 
-from dataset.preparation.find import Video
+from dataset.footage import Video
 from dataset.preparation.write import done_path, read_notes
 from dataset.store import BrokenVideo, VideoStore, writing
 from utils.errors import UserError

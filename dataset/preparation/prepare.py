@@ -18,7 +18,7 @@ import cv2
 from tqdm import tqdm
 
 from dataset.catalogue import DATASETS, PART_FOLDERS, STREAMS, dataset_facts, lies_in_parts
-from dataset.preparation.find import (
+from dataset.footage import (
     Footage,
     Video,
     class_list,

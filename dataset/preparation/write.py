@@ -23,8 +23,8 @@ import cv2
 import msgpack
 
 from dataset.catalogue import STREAMS
-from dataset.preparation.decode import Report
-from dataset.preparation.find import Video
+from dataset.decode import Report
+from dataset.footage import Video
 from dataset.preparation.frames import Options, make_frames
 from dataset.store import BrokenVideo
 from utils.errors import UserError

@@ -12,12 +12,12 @@ import torch
 from coded import read_code, write_coded
 from runs import run_ok
 
+from dataset import decode
 from dataset import video_files as module
 from dataset.clip_dataset import ClipDataset
+from dataset.decode import decode_video
+from dataset.footage import find_videos
 from dataset.jpeg import encode
-from dataset.preparation import decode
-from dataset.preparation.decode import decode_video
-from dataset.preparation.find import find_videos
 from dataset.registry import open_videos
 from dataset.source import BrokenVideo
 from dataset.store import VideoStore, pack_frames, write_store

@@ -10,7 +10,7 @@ from footage import picture, write_video
 from backbone.select_backbone import select_backbone
 from dataset.clips import test_windows as windows_of
 from dataset.crop import crop_resize
-from dataset.preparation.decode import decode_video
+from dataset.decode import decode_video
 from eval import embed
 from eval.predict import network_input
 

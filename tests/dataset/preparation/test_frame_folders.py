@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from footage import extract_frames, rgb_image
 
-from dataset.preparation.find import Video
+from dataset.footage import Video
 from dataset.preparation.frame_folders import frame_files, read_flow_files, read_jpegs
 from dataset.store import BrokenVideo
 

@@ -4,9 +4,9 @@ import pytest
 from footage import picture, rgb_image, write_video
 from PIL import Image
 
+from dataset.decode import decode_video
+from dataset.footage import Video
 from dataset.jpeg import decode, decode_whole
-from dataset.preparation.decode import decode_video
-from dataset.preparation.find import Video
 from dataset.preparation.flow import compute_flow, encode_flow
 from dataset.preparation.frames import Options, make_frames, resize
 from dataset.store import BrokenVideo

@@ -4,8 +4,8 @@ import msgpack
 import pytest
 
 from dataset import store
+from dataset.footage import Video
 from dataset.preparation import merge as merging
-from dataset.preparation.find import Video
 from dataset.preparation.merge import merge, read_record, remove_finished, wait_for_others
 from dataset.preparation.write import done_path, write_note
 from dataset.store import pack_frames, shuffled, write_store

@@ -15,9 +15,9 @@ import pytest
 from footage import picture, write_video
 from runs import ROOT
 
+from dataset.decode import Report
+from dataset.footage import Video
 from dataset.preparation import write
-from dataset.preparation.decode import Report
-from dataset.preparation.find import Video
 from dataset.preparation.frames import Options
 from dataset.preparation.write import describe, done_path, prepare_video, prepare_videos, read_notes
 from utils.errors import UserError
@@ -149,8 +149,8 @@ ENDLESS = """
 import sys
 from contextlib import closing
 from pathlib import Path
-from dataset.preparation.decode import Report
-from dataset.preparation.find import Video
+from dataset.decode import Report
+from dataset.footage import Video
 from dataset.preparation.frames import Options
 from dataset.preparation.write import prepare_videos
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dataset.preparation.find import (
+from dataset.footage import (
     Video,
     class_list,
     copy_lists,

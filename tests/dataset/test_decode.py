@@ -13,7 +13,7 @@ from coded import coded_frame, read_code, read_corners, write_coded
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from dataset.preparation.decode import (
+from dataset.decode import (
     Report,
     VideoFile,
     announced_size,
@@ -22,7 +22,7 @@ from dataset.preparation.decode import (
     nearest_to_ticks,
     read_frames,
 )
-from dataset.preparation.find import Video
+from dataset.footage import Video
 from dataset.preparation.frames import Options, make_frames
 from dataset.store import BrokenVideo
 
@@ -485,7 +485,7 @@ def test_nothing_reaches_the_terminal_and_no_thread_is_started(tmp_path):
     path = write_coded(tmp_path / "b.webm", range(60), "libvpx-vp9")
     program = (
         "import os, sys\n"
-        "from dataset.preparation.decode import decode_video\n"
+        "from dataset.decode import decode_video\n"
         "threads = len(os.listdir('/proc/self/task'))\n"
         "for path in sys.argv[1:]:\n"
         "    for _ in decode_video(path):\n"
