@@ -1,4 +1,4 @@
-"""torch.hub entry points: ``torch.hub.load(repo, "s3d", weights="CoCLR-ucf101-rgb")`` is a network with its weights."""
+"""torch.hub entry points: ``torch.hub.load(repo, "s3d", weights="CoCLR-ucf101-rgb")`` is such a network."""
 
 import contextlib
 import sys
@@ -12,7 +12,7 @@ dependencies = ["torch", "numpy", "tqdm"]
 
 @contextlib.contextmanager
 def _own_packages() -> Iterator[None]:
-    """Import packages of this folder, although the caller may have others of the same names, which stay his."""
+    """Import packages of this folder, although the caller may have others of these names, which stay."""
 
     def taken() -> list[str]:
         return [name for name in sys.modules if name.split(".")[0] in ("backbone", "model", "utils")]
@@ -46,7 +46,8 @@ def _network(name: str, weights: str | None, offline: bool) -> nn.Module:
 def s3d(weights: str | None = None, offline: bool = False) -> nn.Module:
     """S3D: clips [B, 3, T, H, W], normalised as ImageNet's, -> feature map [B, 1024, T/8, H/32, W/32].
 
-    weights: path, URL or released name of a checkpoint of ours or the original's; None: random. offline: no download.
+    weights: path, URL or released name of a checkpoint of ours or the original's; None: random. offline: no
+    download.
     """
     return _network("s3d", weights, offline)
 

@@ -1,4 +1,4 @@
-"""Evaluate a pretrained network: linear probe, finetuning, tests with several crops, nearest-neighbour retrieval."""
+"""Evaluate a pretrained network: linear probe, finetuning, tests with several crops, retrieval."""
 
 import argparse
 import logging
@@ -106,7 +106,7 @@ def check_options(args: argparse.Namespace) -> None:
 
 
 def validation_part(videos: Videos) -> Videos:
-    """The fixed 30 % of the test videos, as pandas' sample(frac=0.3, random_state=666) draws them in class order."""
+    """The fixed 30 % of test videos that pandas' sample(frac=0.3, random_state=666) draws in class order."""
     order = np.lexsort((videos.names, videos.labels))
     chosen = np.random.RandomState(666).permutation(len(videos))[: max(round(0.3 * len(videos)), 1)]
     return videos.subset(order[chosen])
@@ -142,7 +142,7 @@ def start_backbone(args: argparse.Namespace, model: LinearClassifier) -> tuple[d
 
 
 def origin_of_resumed(path: Path, classes: list[str], default: dict[str, Any]) -> dict[str, Any]:
-    """Where the network of a run that goes on comes from; raises UserError where it tells other classes apart."""
+    """Where the network of a run that goes on comes from; UserError where it tells other classes apart."""
     saved = load_checkpoint(path)
     if has_classifier(saved):
         check_classes(saved, classes, path)
@@ -227,8 +227,8 @@ def train(args: argparse.Namespace, world: World) -> None:
         state.facts["origin"] = origin_of_resumed(run.resume, videos.classes, network_origin)
         resume(state, run.resume, world.size, args.reset_lr)
     log.info(
-        f"{run.folder}: {len(videos)} training and {len(validation)} validation videos of {len(videos.classes)} "
-        f"classes, {len(loader)} steps per epoch"
+        f"{run.folder}: {len(videos)} training and {len(validation)} validation videos of "
+        f"{len(videos.classes)} classes, {len(loader)} steps per epoch"
     )
     with run.training(state.iteration):
         while state.epoch < args.epochs:

@@ -173,8 +173,8 @@ def main(argv: list[str] | None = None) -> None:
     refuse_unsound_precision(args.precision, world.device, model.encoder_q, clip_shape)
 
     log.info(
-        f"{run.folder}: {len(loader.dataset)} videos, {len(loader)} steps per epoch on {world}, batch norm in "
-        f"groups of {args.batch_size // splits}"
+        f"{run.folder}: {len(loader.dataset)} videos, {len(loader)} steps per epoch on {world}, batch norm "
+        f"in groups of {args.batch_size // splits}"
     )
     with run.training(state.iteration):
         while state.epoch < args.epochs:

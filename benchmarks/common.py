@@ -17,16 +17,17 @@ import torch
 def print_setting(argv: Sequence[str] | None) -> None:
     """Print processor, versions and command; ``argv`` as ``main`` got it."""
     print(
-        f"{platform.processor() or platform.machine()}, {len(os.sched_getaffinity(0))} of {os.cpu_count()} cores, "
-        f"load {os.getloadavg()[0]:.1f}, torch {torch.__version__}, cuDNN {torch.backends.cudnn.version()}, "
-        f"OpenCV {cv2.__version__}, Pillow {PIL.__version__}, Python {platform.python_version()}: "
-        f"python -m {sys.modules['__main__'].__spec__.name} {' '.join(sys.argv[1:] if argv is None else argv)}",
+        f"{platform.processor() or platform.machine()}, {len(os.sched_getaffinity(0))} of {os.cpu_count()} "
+        f"cores, load {os.getloadavg()[0]:.1f}, torch {torch.__version__}, cuDNN "
+        f"{torch.backends.cudnn.version()}, OpenCV {cv2.__version__}, Pillow {PIL.__version__}, Python "
+        f"{platform.python_version()}: python -m {sys.modules['__main__'].__spec__.name} "
+        f"{' '.join(sys.argv[1:] if argv is None else argv)}",
         flush=True,
     )
 
 
 def measured(work: Callable[[], Any]) -> tuple[Any, float, float]:
-    """Result, seconds on the clock, and seconds of processor time, of this process and its children that have ended."""
+    """Result, seconds on the clock, and processor seconds of this process and its ended children."""
 
     def used() -> float:
         return sum(

@@ -2,9 +2,10 @@
 
     python -m benchmarks.evaluate [--dataset NAME --data_root DIR]
 
-The plain loop is what the original does: a video's windows are one batch, and each window decodes all its frames. Both
-run with random weights on the same videos and device, ours on all cores with its loader's processes; features must be
-equal. Without --dataset, a temporary database of smooth noise (short side 256, JPEG quality 80) is used.
+The plain loop is what the original does: a video's windows are one batch, and each window decodes all its
+frames. Both run with random weights on the same videos and device, ours on all cores with its loader's
+processes; features must be equal. Without --dataset, a temporary database of smooth noise (short side 256,
+JPEG quality 80) is used.
 """
 
 import argparse
@@ -102,7 +103,8 @@ def main(argv: list[str] | None = None) -> None:
     seconds = {name: min(wall for _, wall, _ in rounds) for name, rounds in runs.items()}
     print(
         f"{device}, {len(videos)} videos: plain {seconds['plain']:.2f} s, ours {seconds['ours']:.2f} s, "
-        f"{seconds['plain'] / seconds['ours']:.2f} times as fast; features equal within {difference:.1e} of the largest"
+        f"{seconds['plain'] / seconds['ours']:.2f} times as fast; features equal within {difference:.1e} of "
+        "the largest"
     )
 
 

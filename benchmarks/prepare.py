@@ -2,9 +2,9 @@
 
     PYTHONPATH=.venv/contrib python -m benchmarks.prepare --videos DIR [--frames 60000] [--pairs 20] [-j N]
 
-RGB: dataset.prepare by one process and by N beside decoding, resizing and JPEG alone. Flow: each method on the same
-pairs of neighbouring frames, with one thread; OpenCV's TV-L1 is in opencv-contrib-python-headless, which
-scripts/test.sh puts into .venv/contrib. Everything in turns.
+RGB: dataset.prepare by one process and by N beside decoding, resizing and JPEG alone. Flow: each method on
+the same pairs of neighbouring frames, with one thread; OpenCV's TV-L1 is in opencv-contrib-python-headless,
+which scripts/test.sh puts into .venv/contrib. Everything in turns.
 """
 
 import itertools
@@ -40,7 +40,7 @@ MILLION_FRAMES = {
 
 
 def repeat(videos: list[Video], folder: Path, frames: int) -> int:
-    """Link the videos into ``folder`` again and again, up to about that many frames; returns the exact number."""
+    """Link the videos into ``folder`` again and again, up to about that many frames; the exact number."""
     once = sum(1 for video in videos for _ in decode_video(video.path))
     for i, video in itertools.product(range(-(-frames // once)), videos):
         link = folder / "class" / f"{i}-{Path(video.path).name}"

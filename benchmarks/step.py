@@ -2,10 +2,10 @@
 
     python -m benchmarks.step [--seq_len 8 --img_dim 64] [--ddp]
 
-The plain step is fp32, contiguous and eager, with ungrouped batch norm, Adam and momentum parameter by parameter, and
-reads its loss at once. Both augment the same uint8 clips on the device. Loss and gradient of the first step, ungrouped
-in all, are compared with the plain step's. --ddp: one process with all threads against two with half of them each,
-same global batch, ours alone.
+The plain step is fp32, contiguous and eager, with ungrouped batch norm, Adam and momentum parameter by
+parameter, and reads its loss at once. Both augment the same uint8 clips on the device. Loss and gradient of
+the first step, ungrouped in all, are compared with the plain step's. --ddp: one process with all threads
+against two with half of them each, same global batch, ours alone.
 """
 
 import argparse
@@ -82,7 +82,7 @@ def make_batch(args: argparse.Namespace, streams: int, world: launch.World) -> B
 
 
 def make_model(method: str, args: argparse.Namespace) -> nn.Module:
-    """The model, with full queues, and keys that are not yet the queries: else the first gradient is all but zero."""
+    """The model, with full queues, and keys that are not the queries: else its first gradient is near 0."""
     torch.manual_seed(0)
     model = MODELS[method](args.net, 128, args.moco_k)
     model.encoder_k.load_state_dict(projection_encoder(args.net, 128).state_dict())
@@ -205,8 +205,8 @@ def compare(method: str, args: argparse.Namespace) -> None:
     first = results[names[0]]
     print(
         f"\n{method}: {args.global_batch} pairs of {args.seq_len}x{args.img_dim}x{args.img_dim}, {args.net}, "
-        f"{first['device']}\n\n| step | s, median (range) | clips/s | times {names[0]} | peak MB | loss off by "
-        "| gradient off by |\n" + "|---" * 7 + "|"
+        f"{first['device']}\n\n| step | s, median (range) | clips/s | times {names[0]} | peak MB | loss off "
+        "by | gradient off by |\n" + "|---" * 7 + "|"
     )
     for name, result in results.items():
         median = statistics.median(result["seconds"])
@@ -225,8 +225,9 @@ def compare_processes(method: str, args: argparse.Namespace) -> None:
         one = statistics.median(in_processes(method, name, args)["seconds"])
         two = statistics.median(in_processes(method, name, half, size=2)["seconds"])
         print(
-            f"{method}, {name}: one process, {args.threads} threads: {2 * args.global_batch / one:.2f} clips/s; "
-            f"two, {half.threads} each: {2 * args.global_batch / two:.2f} clips/s, {one / two:.2f} times as fast"
+            f"{method}, {name}: one process, {args.threads} threads: {2 * args.global_batch / one:.2f} "
+            f"clips/s; two, {half.threads} each: {2 * args.global_batch / two:.2f} clips/s, {one / two:.2f} "
+            "times as fast"
         )
 
 

@@ -2,12 +2,13 @@
 
 The draws say which clip each view shows, its crop and its augmentation; they are pure functions of a
 ``numpy.random.Generator`` and touch no pixels. ``dataset.crop`` cuts and resizes by the drawn box on the CPU;
-``augment`` turns a batch of uint8 clips into normalised network input, each clip by its own draws. The draws stay on
-the CPU: which clips get which operation is known there, and nothing ever waits for the device.
+``augment`` turns a batch of uint8 clips into normalised network input, each clip by its own draws. The draws
+stay on the CPU: which clips get which operation is known there, and nothing ever waits for the device.
 
-Follows CoCLR's released augmentation (Han et al. 2020): every draw is made once per clip and holds for all its frames,
-but for the channel of the grey operation, which is drawn per frame. Colour operations are torchvision's on floats in
-[0, 1]; the blur is a true Gaussian with the edge pixels repeated outwards, as Pillow repeats them.
+Follows CoCLR's released augmentation (Han et al. 2020): every draw is made once per clip and holds for all
+its frames, but for the channel of the grey operation, which is drawn per frame. Colour operations are
+torchvision's on floats in [0, 1]; the blur is a true Gaussian with the edge pixels repeated outwards, as
+Pillow repeats them.
 """
 
 import math
@@ -38,7 +39,7 @@ STRENGTHS = {
 
 @dataclass(frozen=True)
 class View:
-    """One view of a video: ``clip`` (0 or 1) of its two clips, augmented with ``strength`` (a key of STRENGTHS)."""
+    """One view of a video: ``clip`` (0 or 1) of its two clips, augmented by a ``strength`` of STRENGTHS."""
 
     clip: int
     strength: str
@@ -47,8 +48,8 @@ class View:
 def draw_pretrain_views(rng: np.random.Generator) -> tuple[View, View]:
     """Draw the two views of a pretraining sample.
 
-    With probability 1/2 two clips, each strong with 0.3 and else light; otherwise one clip (drawn evenly) is both
-    views, one strong and one light (order drawn evenly), and the other clip is not needed.
+    With probability 1/2 two clips, each strong with 0.3 and else light; otherwise one clip (drawn evenly) is
+    both views, one strong and one light (order drawn evenly), and the other clip is not needed.
     """
     if rng.random() < 0.5:
         first, second = ("strong" if rng.random() < 0.3 else "light" for _ in range(2))
@@ -66,11 +67,11 @@ def draw_finetune_view(rng: np.random.Generator) -> tuple[View]:
 def draw_crop(
     rng: np.random.Generator, height: int, width: int, attempts: int = 1, fallback: str = "whole"
 ) -> tuple[int, int, int, int]:
-    """Draw a random resized crop of a frame of ``height`` x ``width`` pixels: (top, left, height, width) in pixels.
+    """Draw a random resized crop of a frame of ``height`` x ``width``: (top, left, height, width) in pixels.
 
-    Area uniform in [0.2, 1] of the frame, aspect uniform in [3/4, 4/3], width and height swapped with 1/2. A box that
-    does not fit is drawn anew until ``attempts`` are spent; then ``fallback`` decides: the "whole" frame
-    (pretraining, one attempt) or the "centre" square of the short side (finetuning, ten).
+    Area uniform in [0.2, 1] of the frame, aspect uniform in [3/4, 4/3], width and height swapped with 1/2. A
+    box that does not fit is drawn anew until ``attempts`` are spent; then ``fallback`` decides: the "whole"
+    frame (pretraining, one attempt) or the "centre" square of the short side (finetuning, ten).
     """
     for _ in range(attempts):
         area = rng.uniform(0.2, 1) * height * width
@@ -93,7 +94,7 @@ def draw_augmentation(rng: np.random.Generator, strength: str, seq_len: int) -> 
 
     The arrays have the same shapes whatever was drawn, so that they collate into a batch:
     ``jitter_order`` int64 [4], the order of brightness (0), contrast (1), saturation (2) and hue (3);
-    ``jitter_factors`` float32 [4], by operation: three factors and the hue shift in turns, (1, 1, 1, 0) for no jitter;
+    ``jitter_factors`` float32 [4], by operation: three factors and the hue shift in turns, or (1, 1, 1, 0);
     ``grey_channel`` int64 [seq_len], the channel that replaces all three in each frame, -1 for no grey;
     ``blur_sigma`` float32 [], pixels, 0 for no blur; ``flip`` bool [].
     """
@@ -117,9 +118,9 @@ def draw_augmentation(rng: np.random.Generator, strength: str, seq_len: int) -> 
 def augment(clips: Tensor, draws: Mapping[str, Tensor], channels_last: bool = False) -> Tensor:
     """Augment and normalise a batch: colour jitter, grey, blur, flip, ImageNet mean and standard deviation.
 
-    clips: uint8 [N, T, H, W, 3] on any device. draws: N results of ``draw_augmentation`` collated, on the CPU.
-    Returns float32 [N, 3, T, H, W], in channels_last_3d memory format if asked (free: it is the clips' own layout).
-    Flow is an image here: a flip mirrors it and does not negate x.
+    clips: uint8 [N, T, H, W, 3] on any device. draws: N of ``draw_augmentation`` collated, on the CPU.
+    Returns float32 [N, 3, T, H, W], in channels_last_3d memory format if asked (free: it is the clips' own
+    layout). Flow is an image here: a flip mirrors it and does not negate x.
     """
     order, factors = draws["jitter_order"], draws["jitter_factors"]
     grey, sigma = draws["grey_channel"], draws["blur_sigma"]
@@ -150,12 +151,12 @@ def augment_batch(batch: Mapping[str, Any], channels_last: bool = False) -> Tens
 
 
 def _clip_by_clip(device: torch.device) -> bool:
-    """Whether views of single clips, which need no copies, are faster there than few kernels for many clips."""
+    """Whether views of single clips, which need no copies, are faster there than few kernels for many."""
     return device.type == "cpu"
 
 
 def _apply(x: Tensor, chosen: Tensor, operation: Callable[..., Tensor], *parameters: Tensor) -> None:
-    """Set x[chosen] to operation(x[chosen], parameters[chosen]); ``chosen`` [N] and parameters lie on the CPU."""
+    """Set x[chosen] to operation(x[chosen], parameters[chosen]); ``chosen`` [N], parameters: on the CPU."""
     if _clip_by_clip(x.device):
         for i in chosen.nonzero().flatten().tolist():
             clip = x[i : i + 1]
@@ -222,7 +223,7 @@ def _flip(x: Tensor) -> Tensor:
 
 
 def _blur(x: Tensor, sigma: Tensor, radius: int) -> Tensor:
-    """Blur every frame; ``sigma`` [n] in pixels of the frame, beyond ``radius`` pixels outside it nothing counts."""
+    """Blur every frame; ``sigma`` [n] in pixels; nothing counts beyond ``radius`` pixels outside it."""
     n, c, t, h, w = x.shape
     x = x.reshape(n, c * t * h, w) @ _gaussian(sigma, w, radius).mT
     return (_gaussian(sigma, h, radius)[:, None] @ x.view(n, c * t, h, w)).view(n, c, t, h, w)

@@ -9,10 +9,10 @@ from typing import Literal
 class DatasetFacts:
     """How a dataset is to be treated.
 
-    split_by: its official splits follow from the "names" of its videos, it needs its "lists", or it takes any "lists
-    or evenly" splits without them. in_parts: training and test videos lie apart, in train/ and val/. whole_clip: only
-    videos longer than a whole clip are used, else those longer than half of one. keeps_all_checkpoints: pretraining
-    keeps every checkpoint, not the last ones alone.
+    split_by: its official splits follow from the "names" of its videos, it needs its "lists", or it takes any
+    "lists or evenly" splits without them. in_parts: training and test videos lie apart, in train/ and val/.
+    whole_clip: only videos longer than a whole clip are used, else those longer than half of one.
+    keeps_all_checkpoints: pretraining keeps every checkpoint, not the last ones alone.
     """
 
     split_by: Literal["names", "lists", "lists or evenly"] = "lists or evenly"
@@ -23,8 +23,8 @@ class DatasetFacts:
 
 @dataclass(frozen=True)
 class StreamFacts:
-    """A kind of frames: what messages call it, the ``ending`` of dataset names that stand for it, how many frames it
-    lacks of its video's, and the file name of its database."""
+    """A kind of frames: what messages call it, the ``ending`` of dataset names that stand for it, how many
+    frames it lacks of its video's, and the file name of its database."""
 
     label: str
     ending: str
@@ -72,5 +72,5 @@ def parse_name(name: str) -> DatasetName:
 
 
 def lies_in_parts(base: str, folder: Path) -> bool:
-    """Whether videos or databases in ``folder`` lie in train/ and val/: as the table says, or as both are there."""
+    """Whether videos or databases in ``folder`` lie in train/ and val/: by the table, or both are there."""
     return dataset_facts(base).in_parts or all((folder / part).is_dir() for part in PART_FOLDERS.values())

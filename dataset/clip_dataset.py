@@ -1,4 +1,4 @@
-"""The dataset of training: random clips of the videos of any dataset and stream, as uint8 frames and their draws."""
+"""The dataset of training: random clips of videos of any dataset and stream, uint8, and their draws."""
 
 from collections.abc import Callable
 
@@ -20,7 +20,8 @@ Sample = dict[str, Tensor | dict[str, Tensor] | int | str]
 class ClipDataset(Dataset):
     """Random clips of ``videos``; item (epoch, i) is video i as drawn in that epoch.
 
-    Draws follow from (seed, epoch, i) alone: they repeat for equal seeds and do not depend on workers or ranks.
+    Draws follow from (seed, epoch, i) alone: they repeat for equal seeds and do not depend on workers or
+    ranks.
 
     Args:
         videos: what to read, see ``dataset.registry.open_videos``.
@@ -32,8 +33,9 @@ class ClipDataset(Dataset):
         draw_box: draws the crop of a view, see ``draw_crop``.
 
     An item is a dict: "clips" uint8 [V, streams, T, S, S, 3]; "draws", the augmentation draws [V, ...] for
-    ``dataset.augmentation``, common to the streams of a view; "label", "source", "index", "name" of the video;
-    "broken", why the video asked for could not be read ("" normally): then another video stands in for it.
+    ``dataset.augmentation``, common to the streams of a view; "label", "source", "index", "name" of the
+    video; "broken", why the video asked for could not be read ("" normally): then another video stands in for
+    it.
     """
 
     def __init__(

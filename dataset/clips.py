@@ -1,4 +1,4 @@
-"""Which frames make a clip. Indices are frame numbers within a video; ds is the stride between frames of a clip."""
+"""Which frames make a clip. Indices are frame numbers in a video; ds is the stride between frames."""
 
 import numpy as np
 

@@ -1,7 +1,7 @@
 """Frames to small uint8 clips by crop and resize, on the calling thread.
 
-Resizing equals Pillow's ``crop(...).resize(..., BICUBIC)``, which the original used and which antialiases, within one
-or two grey levels (more for single pixels at hard edges).
+Resizing equals Pillow's ``crop(...).resize(..., BICUBIC)``, which the original used and which antialiases,
+within one or two grey levels (more for single pixels at hard edges).
 """
 
 import itertools
@@ -28,10 +28,10 @@ def read_clips(
     reference: tuple[int, int],
     out: Tensor,
 ) -> None:
-    """Read clips of one video, each frame decoded once: ``out[v, t]`` becomes ``boxes[v]`` of frame ``clips[v, t]``.
+    """Read clips of a video, each frame decoded once: ``out[v, t]`` becomes ``boxes[v]`` of ``clips[v, t]``.
 
-    clips: int [V, T], ascending in t. boxes, reference: see ``crop_resize``. out: uint8 [V, T, S, S, 3]. Raises
-    BrokenVideo.
+    clips: int [V, T], ascending in t. boxes, reference: see ``crop_resize``. out: uint8 [V, T, S, S, 3].
+    Raises BrokenVideo.
     """
     needed, shown = np.unique(clips, return_inverse=True)
     shown = shown.reshape(clips.shape)
@@ -73,6 +73,6 @@ def crop_resize(
 
 
 def _scaled(start: int, extent: int, length: int, expected: int) -> slice:
-    """``extent`` pixels from ``start`` of a line of ``expected`` pixels, in one of ``length``; never empty."""
+    """``extent`` pixels from ``start`` of a line of ``expected`` pixels, in one of ``length``; not empty."""
     first = min(start * length // expected, length - 1)
     return slice(first, max(first + 1, round((start + extent) * length / expected)))

@@ -1,7 +1,8 @@
-"""Video files to frames, as FFmpeg shows them: upright, in order, none repeated or dropped. By PyAV, in one thread.
+"""Video files to frames, as FFmpeg shows them: upright, in order, none repeated or dropped. One thread.
 
-What FFmpeg decodes is what counts: frames that an edit list hides are not shown, what a decoder conceals is shown and
-counted, announced numbers of frames and rates are not believed. Interlaced video stays as it is, two fields in a frame.
+What FFmpeg decodes is what counts: frames that an edit list hides are not shown, what a decoder conceals is
+shown and counted, announced numbers of frames and rates are not believed. Interlaced video stays as it is,
+two fields in a frame.
 """
 
 import contextlib
@@ -47,11 +48,12 @@ def decode_video(path: str, fps: float | None = None, report: Report | None = No
     """Frames that a video file shows: BGR, uint8 [H, W, 3], of the size of the first. Rows may be padded.
 
     Args:
-        fps: give the frame nearest to each tick of this rate, by their time stamps, none twice; None: every frame.
+        fps: give the frame nearest to each tick of this rate, by their time stamps, none twice; None: every
+            frame.
         report: filled in on the way.
 
-    Raises BrokenVideo if nothing can be decoded or, once the frames that can are given, if they are fewer than two or
-    than 90 % of those that the file would show, with those that a cut took away.
+    Raises BrokenVideo if nothing can be decoded or, once the frames that can are given, if they are fewer
+    than two or than 90 % of those that the file would show, with those that a cut took away.
     """
     with VideoFile(path, report) as video:
         frames = video.frames()
@@ -102,7 +104,7 @@ def index_frames(path: str, report: Report | None = None) -> FrameIndex:
 
 
 def read_frames(path: str, index: FrameIndex, numbers: Sequence[int]) -> Iterator[np.ndarray]:
-    """Frames ``numbers``, which must rise, as ``decode_video`` counts and gives them: decodes from a key frame on.
+    """Frames ``numbers``, which rise, as ``decode_video`` counts and gives them: decodes from a key frame on.
 
     Raises BrokenVideo if the file has not the frames of ``index``.
     """
@@ -124,7 +126,7 @@ def read_frames(path: str, index: FrameIndex, numbers: Sequence[int]) -> Iterato
 
 
 def nearest_to_ticks(frames: Iterable[tuple[int, av.VideoFrame]], ticks: Fraction) -> Iterator[av.VideoFrame]:
-    """Those of the (time, frame) pairs that are nearest to tick 0, 1, ..., none twice; of two as near the later one.
+    """Those of the (time, frame) pairs nearest to tick 0, 1, ..., none twice; of two as near the later one.
 
     Args:
         ticks: per unit of the times, which do not fall; the first of them is 0.
@@ -203,8 +205,8 @@ class VideoFile:
     def _undecodable(self, codec: str) -> str:
         new = f"{Path(self.path).with_suffix('')}_h264.mp4"
         return (
-            f"no frame of {self.path} can be decoded (codec {codec}{self._fault}); a full FFmpeg may convert it: "
-            f"ffmpeg -i {shlex.quote(self.path)} -an -c:v libx264 -crf 18 {shlex.quote(new)}"
+            f"no frame of {self.path} can be decoded (codec {codec}{self._fault}); a full FFmpeg may convert "
+            f"it: ffmpeg -i {shlex.quote(self.path)} -an -c:v libx264 -crf 18 {shlex.quote(new)}"
         )
 
     def frames(self) -> Iterator[av.VideoFrame]:
@@ -263,7 +265,7 @@ class VideoFile:
             yield time, frame
 
     def with_numbers(self, index: FrameIndex, wanted: Sequence[int]) -> Iterator[tuple[int, av.VideoFrame]]:
-        """Frames with their numbers in ``index``, from the key frame before the ``wanted`` ones on; not all others.
+        """Frames with their numbers in ``index``, from the key frame before the ``wanted`` ones on.
 
         Ends at a frame that is not in the index.
         """
@@ -280,7 +282,7 @@ class VideoFile:
             yield number, frame
 
     def picture(self, frame: av.VideoFrame) -> np.ndarray | None:
-        """A frame as BGR, uint8 [H, W, 3], upright and of the size of the first; None, and counted, if that fails."""
+        """A frame as BGR, uint8 [H, W, 3], upright, of the first's size; None, and counted, if that fails."""
         kind = (frame.width, frame.height, frame.format.name, int(frame.colorspace), int(frame.color_range))
         try:
             if kind != self._graph_input:
@@ -337,7 +339,7 @@ class VideoFile:
             )
 
     def _share_there(self) -> float:
-        """How much of the video a file has that ends before its parts do, or where reading failed; 1.0 for others."""
+        """How much there is of a file that ends before its parts do, or where reading failed; else 1.0."""
         container = self.container.format.name.split(",")[0]
         size = os.path.getsize(self.path)
         announced = announced_size(self.path, PART_LENGTHS[container]) if container in PART_LENGTHS else size
@@ -404,7 +406,7 @@ def _object_length(head: bytes) -> int:
 
 
 def _element_length(head: bytes) -> int:
-    """Of a Matroska element; its head alone for a segment that does not say, so that its clusters are looked at."""
+    """Of a Matroska element; its head alone for a segment that does not say: its clusters are looked at."""
     name = 9 - head[0].bit_length()  # bytes: the zero bits in front say how many follow
     digits = 9 - head[name % 9].bit_length()
     if name > 8 or digits > 8:

@@ -38,8 +38,8 @@ IMAGE = re.compile(
 
 @dataclass(frozen=True)
 class Video:
-    """One video: ``name`` is its relative path without the suffix, "class/video"; ``path`` a video file or a folder of
-    frames; ``size`` the bytes of the file, the number of images in a folder."""
+    """One video: ``name`` is its relative path without the suffix, "class/video"; ``path`` a video file or a
+    folder of frames; ``size`` the bytes of the file, the number of images in a folder."""
 
     name: str
     path: str
@@ -59,8 +59,8 @@ class Footage:
 def find_videos(folder: Path) -> Footage:
     """The videos in ``folder`` and the folders below it, in class order.
 
-    Links that lead nowhere or round in a circle and what may not be read are left out. Raises UserError if the folder
-    itself cannot be read or there is no video.
+    Links that lead nowhere or round in a circle and what may not be read are left out. Raises UserError if
+    the folder itself cannot be read or there is no video.
     """
     videos: dict[str, Video] = {}
     footage = Footage(folder)
@@ -78,7 +78,7 @@ def find_videos(folder: Path) -> Footage:
             videos[name] = Video(name, path, size)
 
     def look_into(path: str, name: str, above: set[tuple[int, int]]) -> bool:
-        """Add what is in a folder, and the folder itself if it holds extracted frames; whether that is anything."""
+        """Add what is in a folder, itself too if it holds extracted frames; whether that is anything."""
         others: Counter = Counter()
         images = 0
         found = False
@@ -127,7 +127,7 @@ def find_videos(folder: Path) -> Footage:
 
 
 def _entries(path: str) -> list[os.DirEntry]:
-    """What is in a folder in the order of names; videos with a usual suffix first, so that these have their name."""
+    """What is in a folder in the order of names; usual suffixes of videos first, to have the name."""
 
     def order(entry: os.DirEntry) -> tuple[bool, str]:
         return os.path.splitext(entry.name)[1].lower() not in VIDEO_SUFFIXES, entry.name
@@ -156,7 +156,7 @@ def keep_to_classes(footage: Footage) -> None:
 
 
 def find_lists(videos: Path, given: Path | None) -> Path | None:
-    """Folder of the split lists: the one ``given``, else VIDEOS_splits beside the videos, else among them; or None."""
+    """Folder of the split lists: ``given``, else VIDEOS_splits beside the videos, or among them; or None."""
     candidates = [given] if given else [videos.with_name(videos.name + "_splits"), videos]
     folder = next((folder for folder in candidates if find_split_lists(folder)), None)
     if given and not folder:
@@ -194,7 +194,7 @@ def copy_lists(lists: Path | None, out: Path) -> None:
 
 
 def listed_in(out: Path, names: set[str], parts: tuple[str, ...] = ("train", "test")) -> set[str]:
-    """Videos of these parts by all the lists in ``out``, spelled as in ``names`` where they are among these."""
+    """Videos of these parts by all the lists in ``out``, spelled as in ``names`` if among these."""
     listed: set[str] = set()
     for split in {found.split for found in find_split_lists(out)}:
         by_part, _ = read_lists(out, split, names)
@@ -203,10 +203,10 @@ def listed_in(out: Path, names: set[str], parts: tuple[str, ...] = ("train", "te
 
 
 def class_list(out: Path, prepared: set[str], found: set[str]) -> list[str]:
-    """Classes in order: those of ``classInd.txt`` ("1 Archery") in ``out`` if it has them all, else the folders.
+    """Classes in order: those of ``classInd.txt`` ("1 Archery") in ``out`` if it has all, else the folders.
 
-    Only a folder with ``prepared`` videos, or with listed ones among the ``found``, is a class. None is where a
-    prepared video lies elsewhere than in class/video: the videos have no labels.
+    Only a folder with ``prepared`` videos, or with listed ones among the ``found``, is a class. None is where
+    a prepared video lies elsewhere than in class/video: the videos have no labels.
     """
     if not all(map(in_class_folder, prepared)):
         return []

@@ -10,8 +10,9 @@ def decode(jpeg: bytes, mode: int = cv2.IMREAD_COLOR_RGB) -> np.ndarray:
     """Decode a JPEG to RGB, uint8 [H, W, 3]; grey and CMYK are converted, an EXIF rotation is not applied.
 
     ``mode`` is cv2.IMREAD_COLOR for BGR, cv2.IMREAD_GRAYSCALE for grey [H, W]. Equals Pillow's
-    ``Image.open(...).convert("RGB")``, which the original used; runs on the calling thread. Raises ValueError if the
-    bytes are not a JPEG that can be decoded; of one that lacks its last bytes alone OpenCV fills in what is missing.
+    ``Image.open(...).convert("RGB")``, which the original used; runs on the calling thread. Raises ValueError
+    if the bytes are not a JPEG that can be decoded; of one that lacks its last bytes alone OpenCV fills in
+    what is missing.
     """
     if not jpeg.startswith(b"\xff\xd8"):
         raise ValueError(f"not a JPEG: {len(jpeg)} bytes that start with {jpeg[:4]!r}")

@@ -1,7 +1,7 @@
 """Reading LMDB files by plain reads, without mapping them into memory.
 
-A mapped file that is damaged, or cut short while it is in use, ends the interpreter (SIGBUS). Here both are ValueError,
-a file whose name another has taken is read on as it was, and an open file may cross a fork.
+A mapped file that is damaged, or cut short while it is in use, ends the interpreter (SIGBUS). Here both are
+ValueError, a file whose name another has taken is read on as it was, and an open file may cross a fork.
 """
 
 import contextlib

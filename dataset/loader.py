@@ -16,10 +16,11 @@ from utils.workers import check_shared_memory, start_worker
 
 
 class ShuffledBatches:
-    """Batch sampler: every epoch another order, shared out to the ranks; the last incomplete global batch is dropped.
+    """Batch sampler: every epoch another order, shared out to the ranks; an incomplete last batch is dropped.
 
-    Yields lists of (epoch, index). The order follows from (seed, epoch), so a run can go on from any video of it. Where
-    another batch size or number of ranks does not divide what is left, videos seen before fill up the last batch.
+    Yields lists of (epoch, index). The order follows from (seed, epoch), so a run can go on from any video of
+    it. Where another batch size or number of ranks does not divide what is left, videos seen before fill up
+    the last batch.
     """
 
     def __init__(self, length: int, batch_size: int, rank: int, world_size: int, seed: int):
@@ -33,7 +34,7 @@ class ShuffledBatches:
         return self.batch_size * self.world_size
 
     def start_at(self, epoch: int, videos_seen: int = 0) -> None:
-        """Choose the epoch that the next iteration gives, and how many of its videos all ranks together had before."""
+        """Choose the epoch that the next iteration gives, and how many of its videos all ranks had before."""
         self.epoch, self.videos_seen = epoch, videos_seen
 
     def __len__(self) -> int:

@@ -27,9 +27,10 @@ log = logging.getLogger("coclr")
 class Videos:
     """The usable videos of one part of a dataset; arrays are aligned.
 
-    ``positions[stream]`` are record numbers in ``stores[stream]``; ``frames`` the number of frames that all streams
-    have; ``sources`` the id of the recording each video was cut from. ``classes`` is empty where the videos have no
-    labels. ``too_short`` counts the videos of the part that were left out because they are too short or unreadable.
+    ``positions[stream]`` are record numbers in ``stores[stream]``; ``frames`` the number of frames that all
+    streams have; ``sources`` the id of the recording each video was cut from. ``classes`` is empty where the
+    videos have no labels. ``too_short`` counts the videos of the part that were left out because they are too
+    short or unreadable.
     """
 
     stores: dict[str, FrameSource]
@@ -76,9 +77,9 @@ class Videos:
 class SourceFacts:
     """A kind of sources.
 
-    label: what messages call it. streams: those that it can have. open: makes it of a path. default_path: in the
-    folder of a dataset, by stream. is_footage: it is a folder in which train/, val/ and lists lie, not a file beside
-    these.
+    label: what messages call it. streams: those that it can have. open: makes it of a path. default_path: in
+    the folder of a dataset, by stream. is_footage: it is a folder in which train/, val/ and lists lie, not a
+    file beside these.
     """
 
     label: str
@@ -98,7 +99,8 @@ def source_options() -> dict[str, str]:
     """Help by name of the options that say where a stream lies: "rgb_lmdb", ..."""
     return {
         f"{stream}_{kind}": (
-            f"{STREAMS[stream].label} {facts.label}, if it is not at DATA_ROOT/NAME/{facts.default_path(stream)}"
+            f"{STREAMS[stream].label} {facts.label}, if it is not at "
+            f"DATA_ROOT/NAME/{facts.default_path(stream)}"
         )
         for kind, facts in SOURCES.items()
         for stream in facts.streams
@@ -108,7 +110,7 @@ def source_options() -> dict[str, str]:
 def locate(
     dataset: DatasetName, data_root: Path, part: str, given: Mapping[str, str | None]
 ) -> dict[str, tuple[str, Path]]:
-    """(key of ``SOURCES``, path) of each stream: as an option in ``given`` says, else the first kind in ROOT/NAME."""
+    """(key of ``SOURCES``, path) of each stream: by an option ``given``, else the first in ROOT/NAME."""
     found = {}
     for stream in dataset.streams:
         kinds = [kind for kind, facts in SOURCES.items() if stream in facts.streams]
@@ -140,8 +142,8 @@ def _absent(data_root: Path, stream: str, places: Mapping[str, Path]) -> str:
     if data_root.is_dir():
         datasets = sorted(path.name for path in data_root.iterdir() if path.is_dir())
     return (
-        f"no {STREAMS[stream].label} {absent}; set {options}, --data_root or $COCLR_DATA, or make a database by "
-        f"'python -m dataset.prepare'; the datasets in {data_root}: {', '.join(datasets) or 'none'}"
+        f"no {STREAMS[stream].label} {absent}; set {options}, --data_root or $COCLR_DATA, or make a database "
+        f"by 'python -m dataset.prepare'; the datasets in {data_root}: {', '.join(datasets) or 'none'}"
     )
 
 
@@ -156,8 +158,8 @@ def open_videos(
 ) -> Videos:
     """The videos of one ``part`` ("train" or "test") of dataset ``name`` that are long enough for a clip.
 
-    ``given`` says where sources lie, by the names of ``source_options``. Without ``data_root`` datasets lie in
-    $COCLR_DATA, else in ./data. Raises UserError for a missing source, or when no video is left.
+    ``given`` says where sources lie, by the names of ``source_options``. Without ``data_root`` datasets lie
+    in $COCLR_DATA, else in ./data. Raises UserError for a missing source, or when no video is left.
     """
     dataset = parse_name(name)
     root = Path(data_root or os.environ.get("COCLR_DATA", "data"))
@@ -170,8 +172,8 @@ def open_videos(
     log.info("%s %s: %d videos (%s)", name, part, len(names), origin)
     if not names:
         raise UserError(
-            f"{name}: the {part} split is empty, none of its videos is in {places[first][1]} ({origin}); check the "
-            "lists and the videos"
+            f"{name}: the {part} split is empty, none of its videos is in {places[first][1]} ({origin}); "
+            "check the lists and the videos"
         )
 
     positions = {s: np.array([position[s][video] for video in names], dtype=np.int64) for s in stores}
@@ -192,8 +194,8 @@ def open_videos(
 def _split(
     dataset: DatasetName, part: str, split: int, names: list[str], kind: str, path: Path, data_root: Path
 ) -> tuple[list[str], list[str], str]:
-    """(videos of a part among ``names``, classes, where the split comes from) by lists and classes beside a database,
-    or where ``prepare`` looks for those of footage."""
+    """(videos of a part among ``names``, classes, where the split comes from) by lists and classes beside a
+    database, or where ``prepare`` looks for those of footage."""
     is_footage = SOURCES[kind].is_footage
     folder = path if is_footage else path.parent
     lies_apart = folder.name in PART_FOLDERS.values()

@@ -1,4 +1,4 @@
-"""What a source of frames gives: a database (``dataset.store``) is one, a folder of video files can be another."""
+"""What a source of frames gives: a database (``dataset.store``), or a folder of video files."""
 
 from collections.abc import Iterator, Sequence
 from typing import Protocol
@@ -18,7 +18,7 @@ class BrokenVideo(Exception):
 
 
 class FrameSource(Protocol):
-    """Videos of one stream, numbered from 0 as in ``names``; it works in processes that it is pickled or forked to.
+    """Videos of one stream, numbered from 0 as in ``names``; works in processes it is pickled or forked to.
 
     ``path`` says where it lies; ``names`` are "class/video".
     """
@@ -33,4 +33,4 @@ class FrameSource(Protocol):
         """(height, width) of a video's frames in pixels; raises BrokenVideo."""
 
     def frames(self, video: int, indices: Sequence[int]) -> Iterator[np.ndarray]:
-        """Those frames, RGB uint8 [H, W, 3], decoded one after another; ``indices`` ascend. Raises BrokenVideo."""
+        """Those frames, RGB uint8 [H, W, 3], decoded one by one; ``indices`` ascend. Raises BrokenVideo."""

@@ -14,8 +14,8 @@ from dataset.catalogue import dataset_facts
 from utils.errors import UserError
 
 VIDEO_SUFFIXES = frozenset(
-    ".3g2 .3gp .asf .avi .divx .dv .f4v .flv .gif .h264 .m2ts .m4v .mjpeg .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogv .rm "
-    ".rmvb .ts .vob .webm .wmv .y4m".split()
+    ".3g2 .3gp .asf .avi .divx .dv .f4v .flv .gif .h264 .m2ts .m4v .mjpeg .mkv .mov .mp4 .mpeg .mpg .mts "
+    ".mxf .ogv .rm .rmvb .ts .vob .webm .wmv .y4m".split()
 )
 ANY_SUFFIX = re.compile(r"\.\w{1,5}(\s+\d+)?$")  # "video.avi", "video.avi 3"
 VIDEO_SUFFIX = re.compile(rf"({'|'.join(map(re.escape, sorted(VIDEO_SUFFIXES)))})(\s+\d+)?$", re.IGNORECASE)
@@ -28,7 +28,7 @@ def class_of(name: str) -> str:
 
 
 def by_class(name: str) -> tuple[str, str, str]:
-    """Sort key of "class/video" names: classes in case-insensitive order (Hammering before HammerThrow), then names."""
+    """Sort key of "class/video" names: classes whatever their case (Hammering, HammerThrow), then names."""
     return class_of(name).lower(), class_of(name), name
 
 
@@ -56,7 +56,7 @@ def read_classes(folder: Path, names: Sequence[str]) -> list[str]:
 
 
 def source_ids(names: Sequence[str]) -> list[int]:
-    """Id of the recording each video was cut from: equal for the clips of one UCF101 group, else one per video."""
+    """Id of the recording each video was cut from: one for a group of UCF101, else one per video."""
     matches = [UCF_NAME.search(name) for name in names]
     sources = [match["source"] if match else name for match, name in zip(matches, names, strict=True)]
     return np.unique(sources, return_inverse=True)[1].tolist()
@@ -120,7 +120,7 @@ def _read_original_csv(path: Path, part: str) -> dict[str, list[str]]:
     return {part: ["/".join(re.split(r"[/\\]+", row[0].rstrip("/\\"))[-2:]) for row in rows]}
 
 
-LISTS = {  # by what they are: the names of the files and what reads one; the first kind that a folder has counts
+LISTS = {  # by what they are: the names of the files, what reads one; the first that a folder has counts
     "trainlist/testlist": (r"(?P<part>train|test)list(?P<split>\d*)\.txt", _read_ucf_list),
     "HMDB51 lists": (r"(?P<part>.+)_test_split(?P<split>\d+)\.txt", _read_hmdb51_list),
     "split.csv": (r"split(?P<part>)(?P<split>)\.csv", _read_split_csv),
@@ -130,7 +130,7 @@ LISTS = {  # by what they are: the names of the files and what reads one; the fi
 
 @dataclass(frozen=True)
 class SplitList:
-    """A file that lists videos of a ``split``: ``part`` is "train" or "test", the class of HMDB51's, else empty."""
+    """A file that lists videos of a ``split``: ``part``: "train", "test", the class of HMDB51's, or empty."""
 
     path: Path
     kind: str
@@ -143,7 +143,7 @@ class SplitList:
 
 
 def find_split_lists(folder: Path) -> list[SplitList]:
-    """The split lists in ``folder``, those without a number being of split 1; no other file is ever read as one.
+    """The split lists in ``folder``, those without a number of split 1; no other file is read as one.
 
     Raises UserError where two files are the same list.
     """
@@ -161,7 +161,7 @@ def find_split_lists(folder: Path) -> list[SplitList]:
 
 
 def read_lists(folder: Path, split: int, names: Iterable[str]) -> tuple[dict[str, list[str]], str] | None:
-    """(videos of each part, what lists these are) by the lists of ``split`` in ``folder``; None where there are none.
+    """(videos of each part, what lists these are) by the lists of ``split`` in ``folder``; None without.
 
     Raises UserError for one that cannot be read, or that stands alone.
     """
@@ -180,7 +180,7 @@ def read_lists(folder: Path, split: int, names: Iterable[str]) -> tuple[dict[str
 
 
 def listed_videos(lines: Iterable[str], names: Iterable[str]) -> list[str]:
-    """The videos that lines of lists stand for: "class/video.avi 3" is "class/video"; other dots and numbers stay.
+    """The videos that lines of lists stand for: "class/video.avi 3" is "class/video"; other dots stay.
 
     Spelled as in ``names`` where they are among these; a list may name others.
     """

@@ -1,7 +1,8 @@
 """The databases: one LMDB per stream, one msgpack list of JPEG frames per video, as the released ones are.
 
-Keys are ``b"%09d" % i`` with i = position of the video in ``__order__`` (names "class/video", shuffled); ``__keys__``
-lists the keys in class order, ``__len__`` counts them, ``__vlen__`` gives frame counts aligned with ``__keys__``.
+Keys are ``b"%09d" % i`` with i = position of the video in ``__order__`` (names "class/video", shuffled);
+``__keys__`` lists the keys in class order, ``__len__`` counts them, ``__vlen__`` gives frame counts aligned
+with ``__keys__``.
 """
 
 import contextlib
@@ -34,8 +35,8 @@ class VideoStore:
     Args:
         path: the LMDB file or folder.
 
-    ``path`` is kept as a string; ``names`` lists "class/video" in ``__order__`` order. Raises UserError where the path
-    is missing, cut short, not an LMDB, or lacks ``__order__``.
+    ``path`` is kept as a string; ``names`` lists "class/video" in ``__order__`` order. Raises UserError where
+    the path is missing, cut short, not an LMDB, or lacks ``__order__``.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -62,7 +63,7 @@ class VideoStore:
         return len(self.names)
 
     def frame_counts(self) -> np.ndarray:
-        """Frames of each video, int64 [len(names)], aligned with ``names``; 0 where there is no list of frames.
+        """Frames of each video, int64 [len(names)], aligned with ``names``; 0 where there are none.
 
         Taken from ``__vlen__`` and ``__keys__`` where these are complete, else from the head of each record.
         """
@@ -83,7 +84,7 @@ class VideoStore:
         return counts
 
     def num_frames(self, position: int) -> int:
-        """Frames of one video, from the head of its record; raises BrokenVideo if it is missing or not a list."""
+        """Frames of one video, from the head of its record; BrokenVideo if missing or not a list."""
         with self._record(position) as record:
             return _open_list(record, read_size=16)[1]
 
@@ -96,7 +97,7 @@ class VideoStore:
             raise BrokenVideo(self.names[position], f"{self.path}: frame 0: {error}") from error
 
     def frames(self, position: int, indices: Sequence[int]) -> Iterator[np.ndarray]:
-        """Those frames, RGB uint8 [H, W, 3], decoded one after another; ``indices`` ascend. Raises BrokenVideo."""
+        """Those frames, RGB uint8 [H, W, 3], decoded one by one; ``indices`` ascend. Raises BrokenVideo."""
         for index, jpeg in zip(indices, self.read_frames(position, indices), strict=True):
             try:
                 yield decode(jpeg)
@@ -106,7 +107,8 @@ class VideoStore:
     def read_frames(self, position: int, indices: Sequence[int]) -> list[bytes]:
         """JPEG bytes of the asked frames alone; equal indices share one object.
 
-        Raises BrokenVideo for a record that is missing, of another type or cut short, and for an index out of range.
+        Raises BrokenVideo for a record that is missing, of another type or cut short, and for an index out of
+        range.
         """
         frames: dict[int, bytes] = {}
         asked = set(indices)
@@ -170,7 +172,7 @@ def shuffled(names: Sequence[str]) -> list[str]:
 def write_store(
     path: str | os.PathLike, names: Sequence[str], record_of: Callable[[str], tuple[bytes, int]]
 ) -> None:
-    """Write a database of ``names`` in any order: ``record_of``, called once per name, gives what ``writing`` takes."""
+    """Write a database of ``names``, in any order: ``record_of`` a name gives what ``writing`` takes."""
     with writing(path) as add:
         for name in shuffled(names):
             add(name, *record_of(name))
@@ -180,8 +182,9 @@ def write_store(
 def writing(path: str | os.PathLike) -> Iterator[Callable[[str, bytes, int], None]]:
     """Write a database, streaming: ``with writing(path) as add: add(name, record, number of frames)``.
 
-    ``name`` is "class/video", in the order of ``shuffled``; ``record`` any buffer (see ``pack_frames``). The database
-    appears under its name when it is complete, with ``<path>-order`` beside it; the same videos give the same bytes.
+    ``name`` is "class/video", in the order of ``shuffled``; ``record`` any buffer (see ``pack_frames``). The
+    database appears under its name when it is complete, with ``<path>-order`` beside it; the same videos give
+    the same bytes.
     Raises UserError where the disk is full.
     """
     path = Path(path)
@@ -226,7 +229,7 @@ def writing(path: str | os.PathLike) -> Iterator[Callable[[str, bytes, int], Non
 
 
 def _check_whole(unfinished: Path, path: Path, order: list[str], sizes: list[int]) -> None:
-    """Read names and sizes of the records back from what will be ``path``; raises UserError if they differ."""
+    """Read names and sizes of records back from what will be ``path``; raises UserError if they differ."""
     try:
         written = VideoStore(unfinished)
         found = written.names, [written.record_size(position) for position in range(len(written))]
@@ -263,7 +266,7 @@ def _key(position: int) -> bytes:
 
 
 def _open_list(record: Value, read_size: int) -> tuple[msgpack.Unpacker, int]:
-    """An unpacker that has read the head of a list of frames, and their number; ValueError for any other type."""
+    """An unpacker that has read the head of a list of frames, and their number; ValueError for others."""
     unpacker = msgpack.Unpacker(record, raw=True, read_size=read_size, max_array_len=1, max_map_len=1)
     try:
         return unpacker, unpacker.read_array_header()

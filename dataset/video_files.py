@@ -1,7 +1,7 @@
 """A folder of video files as a source of RGB frames, decoded as they are asked for.
 
-Which frames a file shows and where decoding can begin is found once, by decoding all of it, and kept in an index: in
-the folder, or in the cache ($COCLR_CACHE, else ~/.cache/coclr) where that cannot be written.
+Which frames a file shows and where decoding can begin is found once, by decoding all of it, and kept in an
+index: in the folder, or in the cache ($COCLR_CACHE, else ~/.cache/coclr) where that cannot be written.
 """
 
 import base64
@@ -43,8 +43,8 @@ Entry = dict[str, Any]
 class VideoFiles:
     """The videos in a folder and those below, see ``dataset.footage``, or one file; completes their index.
 
-    The names are in the order of a database of the same videos. Raises UserError for a folder without videos, or when
-    a decoder ends the process.
+    The names are in the order of a database of the same videos. Raises UserError for a folder without videos,
+    or when a decoder ends the process.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -80,7 +80,7 @@ class VideoFiles:
         return tuple(self._entries[video]["size"])
 
     def frames(self, video: int, indices: Sequence[int]) -> Iterator[np.ndarray]:
-        """Those frames, RGB uint8 [H, W, 3], decoded one after another; ``indices`` ascend. Raises BrokenVideo."""
+        """Those frames, RGB uint8 [H, W, 3], decoded one by one; ``indices`` ascend. Raises BrokenVideo."""
         index = unpack(self._entries[video])
         try:
             for run in runs(np.asarray(indices), index.keys):
@@ -91,7 +91,7 @@ class VideoFiles:
 
 
 def runs(indices: np.ndarray, keys: np.ndarray) -> list[list[int]]:
-    """Frames ``indices``, ascending, in runs that are decoded at one go; each later run saves frames by a key frame."""
+    """Frames ``indices``, ascending, in runs decoded at one go; each later one saves frames."""
     nearest = keys[np.searchsorted(keys, indices, "right") - 1]  # the key frame at or before each
     saved = nearest[1:] - indices[:-1] - 1
     breaks = 1 + np.flatnonzero(saved > WORTH_SEEKING)
@@ -139,7 +139,7 @@ def state_of(path: str) -> Entry:
 
 
 def complete_index(folder: Path, videos: Sequence[Video]) -> dict[str, Entry]:
-    """Entries of all ``videos`` by name, those that are missing or stale made anew; of several processes one does."""
+    """Entries of all ``videos`` by name, missing or stale ones made anew, by one process of several."""
     entries = read_index(folder, videos)
     if len(entries) == len(videos):
         return entries
@@ -181,12 +181,13 @@ def _lock_index(folder: Path) -> tuple[Path, BinaryIO]:
         return cached, lock(cached.with_suffix(".lock"))
     except OSError as error:
         raise UserError(
-            f"cannot write the index of {folder}, there or in {cached.parent}: {error.strerror}; set $COCLR_CACHE"
+            f"cannot write the index of {folder}, there or in {cached.parent}: {error.strerror}; set "
+            "$COCLR_CACHE"
         ) from error
 
 
 def _make_entries(missing: Sequence[Video], entries: dict[str, Entry], path: Path) -> None:
-    """Add the entries of the ``missing`` videos and save all of them to ``path``, now and then and at the end."""
+    """Add the entries of the ``missing`` videos and save all to ``path``, now and then and at the end."""
     workers = min(available_cores(), len(missing))
     loader = DataLoader(_Indexing(missing), batch_size=None, num_workers=workers, worker_init_fn=start_worker)
     log.info("looking for the frames of %d videos, once: the index is kept in %s", len(missing), path)
@@ -203,8 +204,8 @@ def _make_entries(missing: Sequence[Video], entries: dict[str, Entry], path: Pat
             raise
         suspects = ", ".join(video.path for video in missing[done : done + 2 * workers])
         raise UserError(
-            f"a decoder ended its process, at one of {suspects}; remove that file, or make a database by 'python -m "
-            "dataset.prepare', which leaves it out; what was found before is kept"
+            f"a decoder ended its process, at one of {suspects}; remove that file, or make a database by "
+            "'python -m dataset.prepare', which leaves it out; what was found before is kept"
         ) from error
     finally:
         _write_index(entries, path)

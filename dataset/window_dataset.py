@@ -17,7 +17,7 @@ Item = dict[str, Tensor | int | str]
 
 
 def crop_boxes(height: int, width: int, crops: int) -> list[Box]:
-    """Boxes (top, left, height, width) of the centre crop, or of the four corners and the centre, in pixels."""
+    """Boxes (top, left, height, width) in pixels of the centre crop, or of four corners and the centre."""
     side = max(round(CROP_SHARE * min(height, width)), 1)
     bottom, right = height - side, width - side
     centre = (round(bottom / 2), round(right / 2), side, side)
@@ -37,8 +37,9 @@ class WindowDataset(Dataset):
         crops: 1, the centre, or 5, corners and centre, see ``crop_boxes``.
         middle_only: only the middle window of each video.
 
-    An item is a dict: "video", its index; "frames" uint8 [crops, F, S, S, 3], the frames that its windows show;
-    "windows" int64 [W, T], indices into them; "broken", why the video cannot be read ("" normally; then F = 0).
+    An item is a dict: "video", its index; "frames" uint8 [crops, F, S, S, 3], the frames that its windows
+    show; "windows" int64 [W, T], indices into them; "broken", why the video cannot be read ("" normally; then
+    F = 0).
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """Features of a folder of videos, which need no labels or lists, and the videos most like another one.
 
-python -m eval.embed VIDEOS --weights CoCLR-ucf101-rgb --out features.npz [--like QUERY.mp4 --gallery FILE.html]
+python -m eval.embed VIDEOS --weights CoCLR-ucf101-rgb [--like QUERY.mp4 --gallery FILE.html]
 """
 
 import argparse
@@ -71,14 +71,14 @@ def open_footage(path: str) -> Videos:
 
 
 def refuse_flow(path: Path, checkpoint: dict[str, Any]) -> None:
-    """Raise UserError for a network that was trained on flow, as far as that is known: video files have none."""
+    """Raise UserError for a network known to be trained on flow: video files have none."""
     options = checkpoint.get("options", {})
     is_of_flow = parse_name(options.get("dataset", "")).streams == ("flow",) or options.get("reverse")
     released = {file for name, file in RELEASED.items() if name.endswith("flow")}
     if is_of_flow or path.name in released:
         raise UserError(
-            f"--weights {path} are of optical flow, which video files have not; make a database by 'python -m "
-            "dataset.prepare', then main_classifier.py --retrieval, or take weights of RGB"
+            f"--weights {path} are of optical flow, which video files have not; make a database by 'python "
+            "-m dataset.prepare', then main_classifier.py --retrieval, or take weights of RGB"
         )
 
 
@@ -87,8 +87,8 @@ def embedded(
 ) -> Arrays:
     """What --out holds: "names" [V] and "features" float32 [V, C] of the videos that can be read.
 
-    With --windows also "windows" float32 [W, C], the row of the video of each in "window_video" [W], and its first
-    frame in "window_frame" [W].
+    With --windows also "windows" float32 [W, C], the row of the video of each in "window_video" [W], and its
+    first frame in "window_frame" [W].
     """
     features, readable = features_of(backbone, size, videos, args, world, per_window=args.windows)
     if not args.windows:
@@ -116,7 +116,7 @@ def read_current(path: Path, provenance: str, windows: bool) -> Arrays | None:
 
 
 def most_like(query: np.ndarray, features: np.ndarray) -> list[tuple[int, float]]:
-    """Rows of ``features`` [V, C], those most like the ``query`` [C] first, with their cosine; all are centred."""
+    """Rows of ``features`` [V, C], most like the ``query`` [C] first, with their cosine; all are centred."""
     gallery = torch.from_numpy(features)
     similarity = centred(gallery) @ centred(torch.from_numpy(query)[None], gallery.mean(dim=0))[0]
     order = similarity.argsort(descending=True, stable=True)
@@ -138,7 +138,7 @@ def clip_of(videos: Videos, name: str, caption: str, border: str = "unknown") ->
 def show_like(
     args: argparse.Namespace, arrays: Arrays, videos: Videos, embed: Callable[[Videos], Arrays]
 ) -> None:
-    """List the videos of the folder that are most like the --like video, itself aside, and show them in --gallery."""
+    """List the folder's videos that are most like the --like video, itself aside; show them in --gallery."""
     names, features = arrays["names"].tolist(), arrays["features"]
     name = name_in(args.videos, args.like)
     if name in names:

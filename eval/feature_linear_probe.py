@@ -1,4 +1,4 @@
-"""Linear probe on saved features: one linear layer, trained in seconds. Run main_classifier.py --retrieval before."""
+"""Linear probe on features that main_classifier.py --retrieval saved: one layer, trained in seconds."""
 
 import argparse
 import logging
@@ -42,7 +42,7 @@ def make_parser() -> Parser:
 
 
 def probe(args: argparse.Namespace, train: Features, test: Features) -> dict[str, float]:
-    """Train on ``train``; accuracies on ``test`` in percent of the last epoch, and of the best one by test top-1."""
+    """Train on ``train``; accuracies on ``test`` in percent, of the last epoch and of the best test top-1."""
     torch.manual_seed(args.seed)
     x, test_x = ((F.normalize(f.features, dim=1) if args.normalize else f.features) for f in (train, test))
     linear = nn.Linear(x.shape[1], int(max(train.labels.max(), test.labels.max())) + 1)

@@ -1,4 +1,4 @@
-"""Features of videos on disk: {dataset}_{train,test}_{feature,label}.pth.tar, names and provenance as JSON."""
+"""Features of videos on disk: {dataset}_{train,test}_{feature,label}.pth.tar, names, provenance as JSON."""
 
 import json
 import logging
@@ -20,7 +20,7 @@ PARTS = ("train", "test")
 
 
 class Features(NamedTuple):
-    """Features [N, C] float32 of one part of a dataset, labels [N] int64 and "class/video" names (may be unknown)."""
+    """Features [N, C] float32 of a part of a dataset, labels [N] int64, "class/video" names (or None)."""
 
     features: Tensor
     labels: Tensor
@@ -42,7 +42,7 @@ def read_provenance(folder: Path, dataset: str) -> Provenance:
 
 
 def are_current(folder: Path, dataset: str, provenance: Provenance) -> bool:
-    """Whether the features in ``folder`` are of this ``provenance``, wherever the checkpoint lies; says why if not."""
+    """Whether the features in ``folder`` are of this ``provenance``, wherever its checkpoint lies."""
     saved = read_provenance(folder, dataset)
     differing = [key for key, value in provenance.items() if key != "checkpoint" and saved.get(key) != value]
     if differing and provenance_path(folder, dataset).is_file():
@@ -51,7 +51,7 @@ def are_current(folder: Path, dataset: str, provenance: Provenance) -> bool:
 
 
 def save_features(folder: Path, dataset: str, parts: dict[str, Features], provenance: Provenance) -> None:
-    """Write the features of each part, then their provenance, so that a half-written set is not taken for whole."""
+    """Write the features of each part, then their provenance: a half-written set is not taken for whole."""
     write_file(provenance_path(folder, dataset), "{}")
     for part, content in parts.items():
         save_atomically(content.features, folder / f"{dataset}_{part}_feature.pth.tar")
@@ -61,7 +61,7 @@ def save_features(folder: Path, dataset: str, parts: dict[str, Features], proven
 
 
 def load_features(folder: Path, dataset: str, part: str) -> Features:
-    """Read one part's features, ours or the original's (which have no names); UserError where they do not fit."""
+    """Read one part's features, ours or the original's (without names); UserError where they do not fit."""
     path = folder / f"{dataset}_{part}_feature.pth.tar"
     features = _load_tensor(path).float()
     labels = _load_tensor(folder / f"{dataset}_{part}_label.pth.tar").long().flatten()
@@ -96,7 +96,7 @@ def add_feature_options(parser: Parser) -> None:
 
 
 def find_folder(test: str, dirname: str, dataset: str) -> Path:
-    """The feature folder that ``test`` means: itself, DIRNAME in it, or DIRNAME beside the checkpoint ``test``.
+    """The feature folder that ``test`` means: itself, DIRNAME in it, or DIRNAME beside that checkpoint.
 
     Raises UserError when there are no features of ``dataset``, or they were made from another checkpoint.
     """

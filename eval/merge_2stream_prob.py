@@ -1,4 +1,4 @@
-"""Merge RGB and flow: mean of class probabilities (--mode c), or sum of similarities for retrieval (--mode s)."""
+"""Merge RGB and flow: mean of class probabilities (--mode c), or sum of similarities (--mode s)."""
 
 import logging
 import math
@@ -40,7 +40,7 @@ def make_parser() -> Parser:
 
 
 def read_probabilities(path: str, dataset: str) -> Probabilities:
-    """{video: {"mean_prob": [...], ...}} of a JSON file; UserError where it is another, or of another dataset."""
+    """{video: {"mean_prob": [...], ...}} of a JSON file; UserError if another, or of another dataset."""
     if Path(path).is_dir():
         raise UserError(
             f"{path} is a folder; --mode c takes a ...-prob-ten.json, --mode s takes feature folders"
@@ -67,7 +67,7 @@ def _has_probabilities(entry: Any) -> bool:
 
 
 def common_names(first: list[str], second: list[str], paths: tuple[str, str]) -> list[str]:
-    """The names that both have, in the order of the first; says how many either lacks. UserError without any."""
+    """The names that both have, in the first's order; says how many either lacks. UserError without any."""
     there = set(second)
     common = [name for name in first if name in there]
     if not common:
@@ -128,7 +128,7 @@ def select(features: Features, names: list[str]) -> Features:
 
 
 def merge_retrieval(folders: tuple[tuple[Path, str], tuple[Path, str]]) -> tuple[dict[str, float], int]:
-    """R@k of the summed similarities over the videos both streams have; ``folders``, and the datasets in them."""
+    """R@k of summed similarities over the videos of both streams; ``folders``, and the datasets in them."""
     streams: dict[str, list[Features]] = {}
     for part in PARTS:
         first, second = (load_features(folder, dataset, part) for folder, dataset in folders)
@@ -136,8 +136,8 @@ def merge_retrieval(folders: tuple[tuple[Path, str], tuple[Path, str]]) -> tuple
         if first.names is None or second.names is None:  # the original's: aligned, if anything
             if not torch.equal(first.labels, second.labels):
                 raise UserError(
-                    f"the features in {places[0]} and {places[1]} come without names and have different labels; make "
-                    "them anew by --retrieval"
+                    f"the features in {places[0]} and {places[1]} come without names and have different "
+                    "labels; make them anew by --retrieval"
                 )
             streams[part] = [first, second]
         else:
@@ -165,7 +165,7 @@ def folder_of(path: str, dirname: str, datasets: tuple[str, str]) -> tuple[Path,
 def merged_provenance(
     streams: tuple[Provenance, Provenance], paths: tuple[str, str], mode: str
 ) -> Provenance:
-    """The provenance of two streams merged, as far as theirs is known; UserError where they are of different splits."""
+    """The provenance of two merged streams, as far as known; UserError where their splits differ."""
     splits = {stream["split"] for stream in streams if stream.get("split")}
     if len(splits) > 1:
         raise UserError(f"{paths[0]} and {paths[1]} are of different splits: {min(splits)} and {max(splits)}")

@@ -28,7 +28,8 @@ def centred(features: Tensor, mean: Tensor | None = None) -> Tensor:
 def nearest(queries: Sequence[Tensor], gallery: Sequence[Tensor], k: int) -> Tensor:
     """The k most similar gallery rows of each query, most similar first, int64 [Q, min(k, N)].
 
-    Both are lists of features, one [Q, C] and one [N, C] per stream; the similarities of the streams are added.
+    Both are lists of features, one [Q, C] and one [N, C] per stream; the similarities of the streams are
+    added.
     """
     queries, gallery = [centred(f) for f in queries], [centred(f) for f in gallery]
     found = []
@@ -41,7 +42,7 @@ def nearest(queries: Sequence[Tensor], gallery: Sequence[Tensor], k: int) -> Ten
 
 
 def recalls(neighbours: Tensor, query_labels: Tensor, gallery_labels: Tensor) -> list[float]:
-    """R@1, R@2, ..., R@K: the share of queries with their own class among the first k ``neighbours`` [Q, K]."""
+    """R@1, R@2, ..., R@K: the share of queries with their class among k ``neighbours`` [Q, K]."""
     hits = (gallery_labels[neighbours] == query_labels[:, None]).cummax(dim=1).values  # [Q, K]
     return [100 * share for share in hits.double().mean(dim=0).tolist()]
 

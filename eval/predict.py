@@ -1,4 +1,4 @@
-"""What a network says of videos: outputs averaged over windows and crops. Windows of many videos share a batch."""
+"""What a network says of videos: means over windows and crops. Windows of many videos share a batch."""
 
 import argparse
 import collections
@@ -93,7 +93,7 @@ def predict(
     middle_only: bool = False,
     per_window: bool = False,
 ) -> tuple[dict[str, Tensor], Videos]:
-    """Mean output of ``network`` over all windows of each video, and over the views of each result of ``crops``.
+    """Mean output of ``network`` over all windows of each video and the views of each result of ``crops``.
 
     Args:
         network: clips [n, 3, T, S, S] -> outputs [n, size].
@@ -104,9 +104,9 @@ def predict(
         middle_only: only the middle window of each video.
         per_window: no means over windows, but a row for each, those of a video one after another.
 
-    Returns the means by result, float32 [V, size] on the CPU, and the V videos that could be read; the same on every
-    rank. The processes share the videos, every window counts once, and batches and processes change nothing. Raises
-    UserError where no video can be read.
+    Returns the means by result, float32 [V, size] on the CPU, and the V videos that could be read; the same
+    on every rank. The processes share the videos, every window counts once, and batches and processes change
+    nothing. Raises UserError where no video can be read.
     """
     device = world.device
     views = views_of(crops)
@@ -167,7 +167,8 @@ def predict(
 def views_of(crops: str) -> dict[str, list[int]]:
     """Views averaged for each result of a ``crops`` test, which also gives the smaller tests.
 
-    With m mirror images per crop (1, or 2 for ten), view crop * m + flip is a crop and whether it is mirrored.
+    With m mirror images per crop (1, or 2 for ten), view crop * m + flip is a crop and whether it is
+    mirrored.
     """
     if crops == "center":
         return {"center": [0]}
@@ -179,10 +180,10 @@ def views_of(crops: str) -> dict[str, list[int]]:
 def full_batches(
     items: Iterable[tuple[Item, Tensor]], mirrored: Sequence[bool], batch_size: int, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Batches of exactly ``batch_size`` windows (the last has the rest), across videos, crops and mirror images.
+    """Batches of ``batch_size`` windows (the last has the rest), across videos, crops and mirror images.
 
-    With each item come the rows [W] where the outputs of its windows go. Yields clips uint8 [n, T, S, S, 3] on the
-    device, and flip bool, row int64 and view int64, [n] each, on the CPU.
+    With each item come the rows [W] where the outputs of its windows go. Yields clips uint8 [n, T, S, S, 3]
+    on the device, and flip bool, row int64 and view int64, [n] each, on the CPU.
     """
     parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     room = batch_size
@@ -222,7 +223,7 @@ def network_input(clips: Tensor, flip: Tensor, channels_last: bool) -> Tensor:
 def in_threads(
     work: Callable[[Any], Any], arguments: Iterable[Any], threads: int
 ) -> Iterator[tuple[Any, Any]]:
-    """Each argument and ``work`` of it, in order; ``threads`` threads work, each on one core, none if that is 1."""
+    """Each argument and ``work`` of it, in order; by ``threads`` threads of one core each, none for 1."""
     if threads == 1:
         yield from ((argument, work(argument)) for argument in arguments)
         return
@@ -242,7 +243,7 @@ def in_threads(
 
 
 def for_inference(module: nn.Module, args: argparse.Namespace, world: World) -> nn.Module:
-    """A copy on the device, its batch norms folded into convolutions; compiled and channels-last where asked for."""
+    """A copy on the device, batch norms folded into convolutions; compiled, channels-last where asked for."""
     module = fold_batch_norms(module)
     if args.compile:
         module.compile()
@@ -250,7 +251,7 @@ def for_inference(module: nn.Module, args: argparse.Namespace, world: World) -> 
 
 
 def fold_batch_norms(network: nn.Module) -> nn.Module:
-    """A copy for inference: batch norms become part of the convolutions that they follow (conv, bn; conv1, bn1...)."""
+    """A copy for inference: batch norms join the convolutions that they follow (conv, bn; conv1, bn1...)."""
     network = copy.deepcopy(network).eval()
     for module in network.modules():
         for name, conv in list(module.named_children()):

@@ -1,4 +1,4 @@
-"""Tests of a checkpoint: classification with several crops, and retrieval. Records go to --results, files beside it."""
+"""Tests of a checkpoint: classification with several crops, retrieval. Records go to --results."""
 
 import argparse
 import json
@@ -50,7 +50,7 @@ def evaluate(args: argparse.Namespace, world: World) -> None:
 def evaluate_classifier(
     args: argparse.Namespace, world: World, crops: str, path: Path, checkpoint: dict[str, Any], folder: Path
 ) -> None:
-    """Accuracy with the ``crops`` asked for and the fewer ones within; JSON and confusion matrices in ``folder``."""
+    """Accuracy with the ``crops`` asked for and those within; JSON and confusion matrices in ``folder``."""
     if not has_classifier(checkpoint):
         raise UserError(
             f"{path} holds no classifier ({origin(checkpoint, path)['method']}): test it by --retrieval, "

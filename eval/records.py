@@ -20,8 +20,9 @@ class Provenance(TypedDict, total=False):
     """Where numbers and features come from; whatever is not known is missing.
 
     Of the data: ``dataset`` (without endings), ``split``, ``stream``, and digests of the ``train_videos`` and
-    ``test_videos``. Of the network: ``checkpoint`` (path), ``sha256`` of that file, ``epoch`` (the last finished one),
-    ``origin`` (see ``model.weights.origin``). ``settings``: the options on which outputs depend.
+    ``test_videos``. Of the network: ``checkpoint`` (path), ``sha256`` of that file, ``epoch`` (the last
+    finished one), ``origin`` (see ``model.weights.origin``). ``settings``: the options on which outputs
+    depend.
     """
 
     dataset: str
@@ -65,7 +66,7 @@ def network_provenance(
 
 
 def content_digest(videos: Videos) -> str:
-    """Digest of names, labels, frame counts and the sizes of the records: changes with the content, not with a copy."""
+    """Digest of names, labels, frame counts, sizes of records: changes with the content, not with a copy."""
     ((stream, store),) = videos.stores.items()
 
     def record_size(position: int) -> int:
@@ -121,7 +122,7 @@ def write_file(path: str | Path, content: bytes | str) -> None:
 
 
 def append_record(path: str | Path, what: str, provenance: Provenance, **entries: Any) -> None:
-    """Append one record, a line of JSON that does not mix with another process's nor with a line that was cut short."""
+    """Append a record, a line of JSON that mixes with no other process's and no line that was cut short."""
     line = json.dumps({"what": what, **provenance, **entries}) + "\n"
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)

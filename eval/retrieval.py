@@ -62,7 +62,7 @@ def clips_of(videos: Videos, features: Features) -> list[Clip]:
 def gallery_rows(
     args: argparse.Namespace, train: Features, test: Features, neighbours: Tensor
 ) -> list[list[Clip]]:
-    """--queries test clips, evenly over the classes, each with its nearest training clips, see ``gallery``."""
+    """--queries test clips, evenly over the classes, each with its nearest training clips."""
     train_clips, test_clips = map(clips_of, read_videos(args, *PARTS), (train, test))
     evenly = torch.linspace(0, len(test.labels) - 1, min(args.queries, len(test.labels))).long()
     rows = []

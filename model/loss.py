@@ -1,4 +1,4 @@
-"""Contrastive losses over logits [B, 1+K] and boolean positives [B, 1+K]. InfoNCE itself is cross-entropy, label 0."""
+"""Contrastive losses over logits and boolean positives [B, 1+K]. InfoNCE is cross-entropy, label 0."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""Methods that pretrain one stream, by name: one row for each. Co-training, of two streams, has a main of its own."""
+"""Methods that pretrain one stream, by name: a row each. Co-training, of two, has a main of its own."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from model.pretrain import InfoNCE, UberNCE
 
 @dataclass(frozen=True)
 class Method:
-    """``model`` gives two things from the clips of a batch and the entries named by ``inputs``; ``loss`` takes them."""
+    """``model`` gives two things from a batch's clips and its entries ``inputs``; ``loss`` takes them."""
 
     model: type[InfoNCE]
     loss: Callable[[Tensor, Tensor], Tensor]

@@ -34,7 +34,7 @@ def add_momentum_contrast_options(parser: Parser) -> None:
 
 
 def batch_norm_splits(args: argparse.Namespace, processes: int) -> int:
-    """The groups in which a process normalises its batch, after checking all that has to do with sizes of batches.
+    """The groups in which a process normalises its batch, after checking all sizes of batches.
 
     Raises UserError, before anything is read, for what cannot work together.
     """
@@ -62,6 +62,6 @@ def batch_norm_splits(args: argparse.Namespace, processes: int) -> int:
 def pretraining_run_name(args: argparse.Namespace, method: str) -> str:
     """Name of a run of pretraining, as the released runs were named."""
     return (
-        f"{args.name_prefix}{method}_k{args.moco_k}_{args.dataset}-{args.img_dim}_{args.net}_bs{args.batch_size}"
-        f"_lr{args.lr}_seq{args.num_seq}_len{args.seq_len}_ds{args.ds}"
+        f"{args.name_prefix}{method}_k{args.moco_k}_{args.dataset}-{args.img_dim}_{args.net}"
+        f"_bs{args.batch_size}_lr{args.lr}_seq{args.num_seq}_len{args.seq_len}_ds{args.ds}"
     )

@@ -22,9 +22,9 @@ RELEASED = {
 def fetch(source: str, offline: bool = False) -> Path:
     """The file that ``source`` means: a path as it is, a URL or a released name once downloaded to the cache.
 
-    The cache is $COCLR_CACHE, else ~/.cache/coclr; $COCLR_WEIGHTS_URL names another server of the released files.
-    Several processes may ask at once: one downloads. Raises UserError when the download fails, or is needed while
-    ``offline``.
+    The cache is $COCLR_CACHE, else ~/.cache/coclr; $COCLR_WEIGHTS_URL names another server of the released
+    files. Several processes may ask at once: one downloads. Raises UserError when the download fails, or is
+    needed while ``offline``.
     """
     if source in RELEASED:
         url = os.environ.get("COCLR_WEIGHTS_URL", SERVER).rstrip("/") + "/" + RELEASED[source]

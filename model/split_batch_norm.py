@@ -32,7 +32,8 @@ class SplitBatchNorm3d(nn.BatchNorm3d):
 def split_batch_norm(model: nn.Module, splits: int) -> nn.Module:
     """Make every BatchNorm3d of ``model`` normalise in ``splits`` groups; the batch must be divisible by it.
 
-    One process that shuffles its keys has nothing to shuffle across without groups (original threads 16 and 42).
+    One process that shuffles its keys has nothing to shuffle across without groups (original threads 16 and
+    42).
     """
     for module in model.modules():
         if isinstance(module, nn.BatchNorm3d):

@@ -20,7 +20,8 @@ Checkpoint = dict[str, Any]
 RANDOM = {"method": "random", "pretrained_on": "nothing", "pretrain_epoch": -1}
 UNKNOWN = {"method": "unknown", "pretrained_on": "unknown", "pretrain_epoch": -1}
 
-# for checkpoints that do not say it, the original's and those of earlier versions: the first whose mark is in a key
+# for checkpoints that do not say it, the original's and those of earlier versions: the first whose mark is in
+# a key
 MARKS_OF_NETWORKS = {"s3dg": "gating_b0", "s3d": "Conv_1a", "r50": "layer4.2"}
 MARKS_OF_METHODS = {
     "CoCLR": "sampler.",
@@ -81,10 +82,10 @@ def load_encoder(encoder: nn.Module, path: str) -> int:
 
 
 def load_backbone(backbone: nn.Module, checkpoint: Checkpoint, path: str | Path) -> None:
-    """Load ``encoder_q.0.*`` of a pretraining checkpoint, or ``backbone.*`` of a classifier's, into ``backbone``.
+    """Load ``encoder_q.0.*`` of a pretraining checkpoint, or ``backbone.*`` of a classifier, into a network.
 
-    The rest (projection head, key encoder, queue) is not needed. Raises UserError, saying what the checkpoint seems to
-    be, unless every tensor of the backbone is there.
+    The rest (projection head, key encoder, queue) is not needed. Raises UserError, saying what the checkpoint
+    seems to be, unless every tensor of the backbone is there.
     """
     state = part_of_state(checkpoint, "encoder_q.0.") or part_of_state(checkpoint, "backbone.")
     load_state(backbone, state, checkpoint, path)
@@ -123,7 +124,7 @@ def check_classes(checkpoint: Checkpoint, classes: list[str], path: str | Path) 
 def load_classifier(
     checkpoint: Checkpoint, network: str, classes: list[str], path: str | Path
 ) -> LinearClassifier:
-    """The classifier of a checkpoint; whether it is a linear probe (L2-norm, no dropout) follows from its keys."""
+    """The classifier of a checkpoint; whether it is a linear probe (L2-norm, no dropout), its keys say."""
     check_classes(checkpoint, classes, path)
     state = checkpoint["state_dict"]
     probe = "final_fc.0.weight" in state
@@ -159,7 +160,7 @@ def origin(checkpoint: Checkpoint, path: str | Path) -> dict[str, Any]:
 
 
 def _guessed_dataset(options: dict[str, Any], path: str | Path) -> str:
-    """The dataset of a checkpoint that does not say it: by its --dataset, else by the file name of a released one."""
+    """The dataset of a checkpoint that does not say it: by its --dataset, else a released one's file name."""
     if "dataset" in options:
         return re.sub(r"(-f|-2stream)?(-2clip)?$", "", options["dataset"])
     released = re.search(r"ucf101|k400", Path(path).name)

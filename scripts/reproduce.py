@@ -1,9 +1,10 @@
 """The paper's recipe, from databases to the table.
 
-InfoNCE of RGB and of flow, then cycles of co-training, each run from the last checkpoint of its predecessors; then
-retrieval and linear probe of each, two-stream, the table, its chart and a gallery of what was retrieved. What is done
-is skipped and what was interrupted goes on, so the same command can be given again at any time. NPROC processes per
-run (default: the paper's GPUs). Options that are not of this program go to every command that trains or tests.
+InfoNCE of RGB and of flow, then cycles of co-training, each run from the last checkpoint of its predecessors;
+then retrieval and linear probe of each, two-stream, the table, its chart and a gallery of what was retrieved.
+What is done is skipped and what was interrupted goes on, so the same command can be given again at any time.
+NPROC processes per run (default: the paper's GPUs). Options that are not of this program go to every command
+that trains or tests.
 """
 
 import glob
@@ -46,8 +47,8 @@ SETTINGS = {  # of the recipe: options, and in capitals environment variables
     "cycles": {"type": non_negative_int, "default": 2, "help": "cycles of co-training"},
     "baselines": {
         "choices": ["random", "all", "1"],
-        "help": "random: also test random weights; all, or 1: also train InfoNCE and UberNCE on RGB for as many "
-        "epochs as CoCLR in all",
+        "help": "random: also test random weights; all, or 1: also train InfoNCE and UberNCE on RGB for as "
+        "many epochs as CoCLR in all",
     },
     "nce_epochs": {"type": positive_int, "help": "epochs of InfoNCE"},
     "nce_schedule": {"type": str.split, "help": "its epochs that drop the rate: '250 280'"},
@@ -78,8 +79,9 @@ PROBE = ("--schedule", "60", "80", "--optim", "sgd", "--lr", "1e-1", "--wd", "1e
 class Training:
     """A run, which hands on its last checkpoint.
 
-    ending: of the names of datasets that its network is tested on. folder: pattern of its run folder. command: script
-    and options; among these the title of another training stands for the checkpoint that it handed on.
+    ending: of the names of datasets that its network is tested on. folder: pattern of its run folder.
+    command: script and options; among these the title of another training stands for the checkpoint that it
+    handed on.
     """
 
     title: str
@@ -177,7 +179,7 @@ def list_trainings(args: Namespace, common: tuple[str, ...]) -> tuple[list[Train
 
 
 class Recipe:
-    """Runs trainings and tests, unless they are done, and remembers the checkpoint of each training by its title."""
+    """Runs trainings and tests, unless they are done; knows the checkpoint of each training by its title."""
 
     def __init__(self, args: Namespace, common: tuple[str, ...]):
         self.args, self.common = args, common
@@ -257,7 +259,7 @@ class Recipe:
                 self.run(*test, *of_probe, processes=processes)
 
     def probabilities(self, title: str, name: str) -> str:
-        """Where the ten-crop test of a network's linear probe on dataset ``name`` leaves its class probabilities."""
+        """Where the ten-crop test of a network's probe on dataset ``name`` leaves class probabilities."""
         return f"{self.checkpoints[f'Probe-{title}-{name}']}-prob-ten.json"
 
     def compare(self, rgb: str, flow: str, name: str) -> None:

@@ -1,4 +1,4 @@
-"""Videos whose frames say their number: eight blocks in the middle are its bits; red, green, blue and white corners."""
+"""Videos whose frames say their number: eight blocks in the middle are its bits; coloured corners."""
 
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
@@ -11,7 +11,7 @@ CORNERS = {"R": (255, 0, 0), "G": (0, 255, 0), "B": (0, 0, 255), "W": (255, 255,
 
 
 def coded_frame(number: int, width: int = 96, height: int = 64) -> np.ndarray:
-    """RGB uint8 [H, W, 3]: corners R G, B W from the top left, the bits of ``number`` from the left, highest first."""
+    """RGB uint8 [H, W, 3]: corners R G, B W from the top left, the bits of ``number``, highest first."""
     frame = np.full((height, width, 3), 60, np.uint8)
     rows, columns = height // 4, width // 4
     frame[:rows, :columns], frame[:rows, -columns:] = CORNERS["R"], CORNERS["G"]

@@ -1,4 +1,4 @@
-"""Run commands as a user would, in processes of their own: forked from one that has imported torch, to save seconds."""
+"""Run commands as a user would, in processes of their own: forked from one that has imported torch."""
 
 import atexit
 import itertools
@@ -69,7 +69,7 @@ def _become(words: tuple[str, ...], cwd: Path, env: dict[str, str], output: tupl
 
 
 class Started:
-    """``python ROOT/<first word> ...`` or ``python -m ...`` in the background; killed at the end of the with block."""
+    """``python ROOT/<first word> ...`` or ``python -m ...`` in the background; killed at the block's end."""
 
     def __init__(self, *words: str, cwd: Path, **env: str):
         self.words, number = words, next(_numbers)
@@ -120,7 +120,7 @@ def run_ok(*words: str, cwd: Path, timeout: int = 120, **env: str) -> str:
 
 
 def refused(message: str, *words: str, cwd: Path, **env: str) -> str:
-    """Run a command that must end with one line that matches ``message``, status 2 and no traceback; the line."""
+    """Run a command that must end with a line that matches ``message``, status 2, no traceback; the line."""
     done = run(*words, cwd=cwd, **env)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
@@ -168,7 +168,7 @@ def start_torchrun(*words: str, cwd: Path, before: tuple[str, ...] = (), **env: 
 
 
 def start_with_shared_memory(size: str, *words: str, cwd: Path) -> subprocess.Popen:
-    """``python ROOT/<first word> ...`` in the background, with a /dev/shm of ``size`` of its own, stderr in a pipe."""
+    """``python ROOT/<first word> ...`` in the background, with its own /dev/shm of ``size``, stderr piped."""
     mount = 'mount --make-rprivate / && mount -t tmpfs -o "size=$0" none /dev/shm'
     inside = ["unshare", "-m", "bash", "-c"]
     try:

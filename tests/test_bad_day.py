@@ -1,4 +1,4 @@
-"""What goes wrong in long runs: signals, killed ranks, full disks, diverging losses, broken files, one name twice."""
+"""What goes wrong in long runs: signals, killed ranks, full disks, diverging losses, broken files."""
 
 import contextlib
 import fcntl
@@ -50,7 +50,7 @@ def trained(folder):
 
 @pytest.mark.slow
 def test_stopped_run_loses_and_repeats_nothing(cwd, undisturbed):
-    """Ctrl-C, then SLURM's warning, with two loader workers, then SIGKILL: the losses are the undisturbed ones."""
+    """Ctrl-C, then SLURM's warning, with two loader workers, then SIGKILL: losses are undisturbed."""
     folder, interrupted = cwd / FOLDER, cwd / FOLDER / "model/interrupted.pth.tar"
     for number in (signal.SIGINT, signal.SIGUSR1):
         before = len(losses(folder)) if folder.exists() else 0
@@ -241,7 +241,7 @@ def test_shared_memory_that_somebody_else_fills(cwd, undisturbed):
 
 @contextlib.contextmanager
 def two_machines():
-    """Two network namespaces joined by a cable: how to start a program in each, and the address of the first."""
+    """Two network namespaces joined by a cable: how to start a program in each, the first's address."""
     names = [f"coclr{os.getpid()}{side}" for side in "ab"]
     wires = [f"c{os.getpid()}{side}" for side in "ab"]
     try:

@@ -1,4 +1,4 @@
-"""Any bytes where a file of ours is read: a valid result or one clear error; no crash, no hang, no code that is run."""
+"""Any bytes where a file of ours is read: a valid result or a clear error; no crash, hang, foreign code."""
 
 import io
 import pickle

@@ -1,4 +1,4 @@
-"""Two hundred epochs: memory, file handles and threads of the trainer and its loader workers stay what they were."""
+"""Two hundred epochs: memory, file handles, threads of the trainer and its workers stay what they were."""
 
 import multiprocessing
 import os

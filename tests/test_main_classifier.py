@@ -1,4 +1,4 @@
-"""main_classifier.py as a user runs it: training, resuming, tests, retrieval, several processes, bad input."""
+"""main_classifier.py as a user runs it: training, resuming, tests, retrieval, processes, bad input."""
 
 import json
 import pickle
@@ -30,7 +30,7 @@ FOLDER = "tiny-32-sp1_s3d_{optim}_bs4_lr{lr}_wd0.001_dp{dp}_len8_ds1_train-{what
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A working folder: ./data/tiny, 9 training and 3 test videos of 3 classes, and pre.tar, an InfoNCE checkpoint."""
+    """A working folder: ./data/tiny, 9 training and 3 test videos of 3 classes; pre.tar, of InfoNCE."""
     home = tmp_path_factory.mktemp("home")
     make_dataset(home / "data/tiny", per_class=4, frames=20)
     torch.manual_seed(5)

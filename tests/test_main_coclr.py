@@ -31,7 +31,7 @@ RUN = "coclr-top2_k8_tiny-2stream-2clip-32_s3d_bs4_lr0.001_seq2_len8_ds1"
 
 @pytest.fixture(scope="module")
 def started(tiny):
-    """A working folder with the dataset "tiny" and one InfoNCE checkpoint per stream, rgb.tar and flow.tar."""
+    """A working folder with the dataset "tiny" and an InfoNCE checkpoint per stream, rgb.tar and flow.tar."""
     for seed, stream in enumerate(("rgb", "flow")):
         torch.manual_seed(seed)
         torch.save({"state_dict": InfoNCE("s3d", 16, 16).state_dict(), "epoch": 0}, tiny / f"{stream}.tar")
@@ -56,7 +56,7 @@ def encoder(path, name):
 @pytest.mark.slow
 @pytest.mark.parametrize("reverse", [False, True])
 def test_start_from_checkpoints(cwd, reverse):
-    """One epoch at learning rate 0: the encoders are still those of the checkpoints; what was loaded is said."""
+    """One epoch at learning rate 0: encoders are still those of the checkpoints; what was loaded is said."""
     start = ("flow.tar", "rgb.tar") if reverse else ("rgb.tar", "flow.tar")
     text = run_ok(
         *COCLR,

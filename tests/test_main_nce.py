@@ -40,7 +40,7 @@ def test_1_plus_2_epochs_equal_3_to_the_last_digit(cwd, first, undisturbed):
 
 @pytest.mark.slow
 def test_checkpoint_of_the_original_resumes(cwd, first, undisturbed):
-    """Without our extra entries, with module. prefixes, numpy scalars and one optimiser group per parameter."""
+    """Without our extra entries, with module. prefixes, numpy scalars, one optimiser group per parameter."""
     own = torch.load(first / "model/epoch0.pth.tar", weights_only=True)
     torch.save(
         {

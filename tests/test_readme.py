@@ -1,4 +1,4 @@
-"""Every command of README.md runs as it stands there; sizes that fit a test are appended, placeholders filled in."""
+"""Every command of README.md runs as it stands there; sizes that fit a test are appended."""
 
 import re
 import shlex
@@ -52,7 +52,7 @@ PLACEHOLDERS = {  # what stands for a file in README -> how the commands before 
 
 @pytest.fixture
 def cwd(tmp_path):
-    """A working folder with the footage that the commands name: 3 classes of UCF101-like names, as several datasets."""
+    """A working folder with the footage of the commands: 3 classes with names as UCF101's."""
     draw_footage(
         ["--out", str(tmp_path / "drawn"), "--videos", "10", "--size", "40", "--frames", "14", "-j", "1"]
     )

@@ -1,6 +1,7 @@
 """Losses of seeded steps are those that the code before gave: tests/trace.json, of commit 2f79914.
 
-The network is a small one: rounding, which every processor does in its own way, does not grow in it from step to step.
+The network is a small one: rounding, which every processor does in its own way, does not grow in it from step
+to step.
 """
 
 import json
@@ -17,8 +18,8 @@ from backbone.select_backbone import NETWORKS, Network
 
 RECORDED = json.loads((Path(__file__).parent / "trace.json").read_text())
 OPTIONS = (
-    "--seq_len 8 --img_dim 32 -j 0 --print_freq 1 --moco-dim 16 --moco-k 8 --moco-m 0.9 --batch_size 4 --lr 1e-3 "
-    "--schedule 2 --epochs 3 --seed 5 --gpu -1"
+    "--seq_len 8 --img_dim 32 -j 0 --print_freq 1 --moco-dim 16 --moco-k 8 --moco-m 0.9 --batch_size 4 --lr "
+    "1e-3 --schedule 2 --epochs 3 --seed 5 --gpu -1"
 )
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints in the released form: {epoch, state_dict, best_acc, optimizer, iteration}, read without running code."""
+"""Checkpoints in the released form: {epoch, state_dict, best_acc, optimizer, iteration}; no code is run."""
 
 import contextlib
 import math
@@ -51,8 +51,9 @@ def load_saved(path: Path, what: str) -> Any:
     except Exception as error:  # damaged files raise whatever the reader trips over
         if unsafe := re.search(r"Unsupported global: GLOBAL (\S+)", str(error)):
             raise UserError(
-                f"{path} is not a readable {what}: it holds {unsafe[1]}, which could run code; where you trust the "
-                "file, load it by torch.load(..., weights_only=False) and save {'state_dict': ...} of it alone"
+                f"{path} is not a readable {what}: it holds {unsafe[1]}, which could run code; where you "
+                "trust the file, load it by torch.load(..., weights_only=False) and save {'state_dict': ...} "
+                "of it alone"
             ) from error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise UserError(f"{path} is not a readable {what} (truncated, or not one): {reason}") from error
@@ -61,8 +62,8 @@ def load_saved(path: Path, what: str) -> Any:
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU; its best_acc and ids may be numpy scalars.
 
-    The prefixes "module." of DistributedDataParallel and "_orig_mod." of torch.compile are removed. Raises UserError
-    when the file is absent, damaged, or not a checkpoint.
+    The prefixes "module." of DistributedDataParallel and "_orig_mod." of torch.compile are removed. Raises
+    UserError when the file is absent, damaged, or not a checkpoint.
     """
     path = Path(path)
     if not path.is_file():
@@ -80,7 +81,7 @@ def _plain(key: str) -> str:
 
 
 def optimizer_state_per_parameter(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Any]:
-    """The optimiser's state in the released form: one group per parameter of ``model``, frozen ones included."""
+    """The optimiser's state in the released form: a group per parameter of ``model``, frozen ones too."""
     parameters, first = list(model.parameters()), optimizer.param_groups[0]
     group_of = {p: group for group in optimizer.param_groups for p in group["params"]}
     return {
@@ -92,7 +93,7 @@ def optimizer_state_per_parameter(optimizer: torch.optim.Optimizer, model: nn.Mo
 def load_optimizer_state(
     optimizer: torch.optim.Optimizer, model: nn.Module, saved: dict[str, Any], path: str | Path
 ) -> None:
-    """Load a state saved with one group per parameter (of all, or of the trainable ones) into grouped parameters.
+    """Load a state saved with a group per parameter (of all, or the trainable ones) into grouped parameters.
 
     Hyperparameters stay those of ``optimizer``. Raises UserError when the saved state does not fit.
     """
@@ -152,7 +153,7 @@ class TrainState:
         self.meters = Meters()
 
     def checkpoint(self, options: dict[str, Any]) -> dict[str, Any]:
-        """Entries of a checkpoint; its "epoch" is the last finished one, "seen" samples of the next are done."""
+        """Entries of a checkpoint; its "epoch" is the last finished one, "seen" samples of the next."""
         content = {
             "epoch": self.epoch - 1,
             "state_dict": self.model.state_dict(),
@@ -171,8 +172,8 @@ class TrainState:
     def restore(self, saved: dict[str, Any], path: str | Path, processes: int, reset_lr: bool) -> None:
         """Take up everything but the model's weights from the checkpoint ``saved`` at ``path``.
 
-        Earlier versions counted steps of the epoch, on as many ``processes`` as there are now. Raises UserError where
-        the optimiser's state does not fit.
+        Earlier versions counted steps of the epoch, on as many ``processes`` as there are now. Raises
+        UserError where the optimiser's state does not fit.
         """
         if "optimizer" in saved:
             load_optimizer_state(self.optimizer, self.model, saved["optimizer"], path)
@@ -190,10 +191,10 @@ class TrainState:
 
 
 class CheckpointFolder:
-    """``<run folder>/model``: epoch<N>.pth.tar, model_best_epoch<N>.pth.tar, interrupted.pth.tar, and which to keep.
+    """``<run folder>/model``: epoch<N>.pth.tar, model_best_epoch<N>.pth.tar, interrupted.pth.tar.
 
-    The file "newest" names the one written last, which has not the highest number where a run went back to an earlier
-    epoch.
+    The file "newest" names the one written last, which has not the highest number where a run went back to an
+    earlier epoch.
     """
 
     INTERRUPTED = "interrupted.pth.tar"

@@ -1,4 +1,4 @@
-"""One step and one epoch of training, which every main shares; a main brings its model, its data and its step."""
+"""One step and one epoch of training, which every main shares; it brings its model, data and step."""
 
 import argparse
 import logging
@@ -51,8 +51,9 @@ def in_parallel(model: nn.Module, world: World) -> nn.Module:
 def train_step(
     args: argparse.Namespace, world: World, state: TrainState, step: Step, batch: Batch
 ) -> dict[str, Tensor]:
-    """One optimiser step; returns its scalars, still on the device. What is nested in the batch stays on the CPU."""
-    # what a step draws follows from its number and rank, so that a resumed run draws what an undisturbed one would
+    """One optimiser step; returns its scalars, still on the device. What is nested stays on the CPU."""
+    # what a step draws follows from its number and rank, so that a resumed run draws what an undisturbed one
+    # would
     torch.manual_seed((args.seed * 1_000_003 + state.iteration) * 1009 + world.rank)
     batch = {
         name: value.to(world.device, non_blocking=True) if isinstance(value, Tensor) else value
@@ -75,7 +76,7 @@ def train_step(
 
 @dataclass
 class Window:
-    """Steps since the meters were read: names of their samples, seconds they waited for data, when they began."""
+    """Steps since the meters were read: names of their samples, seconds of waiting for data, their begin."""
 
     names: list[list[str]] = field(default_factory=list)
     waited: float = 0.0
@@ -87,9 +88,9 @@ def train_epoch(
 ) -> dict[str, float]:
     """Train what is left of epoch ``state.epoch``; returns the means of its scalars.
 
-    The batch sampler of ``loader`` has ``start_at(epoch, seen)`` and ``global_batch``; a batch has the "name" of each
-    sample, and "broken", why another stands in for it. Raises UserError where the loss is not finite; where a signal
-    asks to stop, saves and exits.
+    The batch sampler of ``loader`` has ``start_at(epoch, seen)`` and ``global_batch``; a batch has the "name"
+    of each sample, and "broken", why another stands in for it. Raises UserError where the loss is not finite;
+    where a signal asks to stop, saves and exits.
     """
     loader.batch_sampler.start_at(state.epoch, state.seen)
     global_batch = loader.batch_sampler.global_batch
@@ -147,7 +148,7 @@ def train_epoch(
 def refuse_non_finite(
     steps: list[dict[str, float]], names: list[list[str]], first: int, lr: float, rank: int
 ) -> None:
-    """Raise UserError, naming the samples, unless the loss of every step is finite; ``first`` is the first's number."""
+    """Raise UserError, naming the samples, unless every loss is finite; ``first`` numbers the first."""
     for iteration, (scalars, batch) in enumerate(zip(steps, names, strict=True), first):
         if not math.isfinite(scalars.get("loss", 0.0)):
             raise UserError(

@@ -7,10 +7,12 @@ import re
 import sys
 
 PLAIN_WORDS = {  # what an error, or the traceback that a loader process hands on, says, and what it means
-    r"Too many open files|received 0 items of ancdata": "too many files are open: raise the limit (ulimit -n 65536) or "
+    r"Too many open files|received 0 items of ancdata": "too many files are open: raise the limit (ulimit -n "
+    "65536) or lower -j",
+    r"shared memory|Bus error": "shared memory (/dev/shm) is full: enlarge it (docker run --shm-size=8g) or "
     "lower -j",
-    r"shared memory|Bus error": "shared memory (/dev/shm) is full: enlarge it (docker run --shm-size=8g) or lower -j",
-    r"DataLoader worker \(pid.*(killed|exited)": "a loader process ended, most likely as memory ran out: lower -j",
+    r"DataLoader worker \(pid.*(killed|exited)": "a loader process ended, most likely as memory ran out: "
+    "lower -j",
     r"[Cc]an(no|')t allocate memory|Unable to allocate": "memory ran out: lower --batch_size or -j",
 }
 
@@ -20,7 +22,7 @@ class UserError(Exception):
 
 
 def plain_words(error: BaseException | None) -> str | None:
-    """What the user can do about an error of the system, its cause or what it interrupted; None for other errors."""
+    """What the user can do about an error of the system, its cause or what it interrupted; else None."""
     while error is not None:
         lines = str(error).splitlines() if isinstance(error, (RuntimeError, OSError, MemoryError)) else []
         for pattern, meaning in PLAIN_WORDS.items():

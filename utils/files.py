@@ -33,8 +33,8 @@ def write_atomically(
 ) -> Iterator[BinaryIO]:
     """A binary file that becomes ``path`` when the block ends; if the block fails, ``path`` stays as it was.
 
-    It is written beside ``path``, whose folder is made where it is missing, synced and renamed. Raises UserError,
-    which names ``path`` and the ``remedy``, where the file system refuses.
+    It is written beside ``path``, whose folder is made where it is missing, synced and renamed. Raises
+    UserError, which names ``path`` and the ``remedy``, where the file system refuses.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
@@ -75,8 +75,10 @@ def cache_folder() -> Path:
 def lock(path: str | os.PathLike, wait: bool = True) -> BinaryIO:
     """Hold ``path``, made if it is missing, for this process alone until the returned file is closed.
 
-    The file is open for reading and appending. Where the file system has no locks it says so and goes on without one.
-    Raises BlockingIOError where another process holds it and ``wait`` is False, OSError where it cannot be opened.
+    The file is open for reading and appending. Where the file system has no locks it says so and goes on
+    without one.
+    Raises BlockingIOError where another process holds it and ``wait`` is False, OSError where it cannot be
+    opened.
     """
     file = open(path, "a+b")
     try:
@@ -94,7 +96,8 @@ def lock(path: str | os.PathLike, wait: bool = True) -> BinaryIO:
 def download(url: str, path: Path, check: Callable[[Path], object]) -> None:
     """Download ``url`` to ``path`` unless it is there; of several processes that ask at once, one does.
 
-    ``check`` raises UserError for a file that is cut short or another. Raises UserError where the download fails.
+    ``check`` raises UserError for a file that is cut short or another. Raises UserError where the download
+    fails.
     """
     import torch.hub  # takes seconds, which those who only write files need not spend
 

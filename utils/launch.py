@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional  # its functions keep the group that they find when they are imported: none yet
+import torch.distributed.nn.functional  # its functions keep the group that they find when imported: none yet
 from torch.distributed.rendezvous import rendezvous
 
 from utils.cores import available_cores
@@ -66,7 +66,7 @@ class World:
 
 
 def _ranks(args: argparse.Namespace) -> tuple[int, int, int]:
-    """(rank, world size, local rank), from the launcher's environment, else from the options, else one process."""
+    """(rank, world size, local rank), by the launcher's environment, else the options, else one process."""
     rank, size, local_rank = process_ranks()
     if size == 1 and args.world_size > 1:
         if args.rank < 0:
@@ -95,9 +95,9 @@ def meeting_point(dist_url: str) -> str:
         missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
         if missing:
             raise UserError(
-                f"several processes, but no {' and '.join(missing)} in the environment that says where they meet: "
-                "start them by torchrun or srun, or give --dist-url tcp://HOST:PORT; for one process unset RANK and "
-                "WORLD_SIZE"
+                f"several processes, but no {' and '.join(missing)} in the environment that says where they "
+                "meet: start them by torchrun or srun, or give --dist-url tcp://HOST:PORT; for one process "
+                "unset RANK and WORLD_SIZE"
             )
         dist_url = f"tcp://{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     parts = re.fullmatch(r"tcp://\[?([^/]+?)\]?:(\d{1,5})", dist_url)
@@ -113,7 +113,7 @@ def meeting_point(dist_url: str) -> str:
 
 
 def slurm_meeting_point() -> dict[str, str]:
-    """MASTER_ADDR and MASTER_PORT of a step of srun: its first host, and a port that no other step of the job has."""
+    """MASTER_ADDR and MASTER_PORT of a step of srun: its first host, a port of this step alone."""
     env = os.environ
     hosts = env.get("SLURM_STEP_NODELIST", env.get("SLURM_JOB_NODELIST", ""))
     first_host = re.match(r"[^,\[]+(\[\d+)?", hosts)
@@ -138,7 +138,8 @@ def join(args: argparse.Namespace, rank: int, size: int, backend: str) -> None:
     on_ctrl_c = signal.signal(signal.SIGINT, signal.SIG_DFL)  # torch waits without looking for signals
     try:
         store, rank, size = next(rendezvous(args.dist_url, rank, size))
-        # torchrun keeps the store when it starts lost ranks again: what the earlier ones left there would mislead
+        # torchrun keeps the store when it starts lost ranks again: what the earlier ones left there would
+        # mislead
         store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
         compare_options(store, args, rank, size)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size)
@@ -146,12 +147,12 @@ def join(args: argparse.Namespace, rank: int, size: int, backend: str) -> None:
         reason = str(error).splitlines()[0]
         if "EADDRINUSE" in reason:
             raise UserError(
-                f"the port of {where} is taken, perhaps by another run: choose another one (--master_port of torchrun, "
-                "MASTER_PORT or --dist-url)"
+                f"the port of {where} is taken, perhaps by another run: choose another one (--master_port of "
+                "torchrun, MASTER_PORT or --dist-url)"
             ) from error
         raise UserError(
-            f"the {size} processes did not meet at {where}: {reason[:200]}; start all of them, each with that address; "
-            "$GLOO_SOCKET_IFNAME or $NCCL_SOCKET_IFNAME names the network between machines"
+            f"the {size} processes did not meet at {where}: {reason[:200]}; start all of them, each with "
+            "that address; $GLOO_SOCKET_IFNAME or $NCCL_SOCKET_IFNAME names the network between machines"
         ) from error
     finally:
         waiting.cancel()
@@ -159,7 +160,7 @@ def join(args: argparse.Namespace, rank: int, size: int, backend: str) -> None:
 
 
 def compare_options(store: dist.Store, args: argparse.Namespace, rank: int, size: int) -> None:
-    """Raise UserError on every rank if one was started with other options: two runs may have met at one place."""
+    """Raise UserError on every rank if one was started with other options: two runs may have met."""
     own = {"command": Path(sys.argv[0]).name, **vars(args)}
     own = {name: str(value) for name, value in own.items() if name not in MAY_DIFFER}
     store.set(f"options of {rank}", json.dumps(own))
@@ -172,9 +173,9 @@ def compare_options(store: dist.Store, args: argparse.Namespace, rank: int, size
             _let_all_read(store, rank, size)
             name = differing[0]
             raise UserError(
-                f"two runs met, or one was started with different options: {name} is {first.get(name)} on process 0, "
-                f"{theirs.get(name)} on process {other}; give all the same, and each run a port of its own "
-                "(--master_port of torchrun, MASTER_PORT)"
+                f"two runs met, or one was started with different options: {name} is {first.get(name)} on "
+                f"process 0, {theirs.get(name)} on process {other}; give all the same, and each run a port "
+                "of its own (--master_port of torchrun, MASTER_PORT)"
             )
 
 
@@ -187,7 +188,7 @@ def _let_all_read(store: dist.Store, rank: int, size: int) -> None:
 
 
 def set_up_cpu() -> None:
-    """Share the cores among this machine's processes, unless $OMP_NUM_THREADS is set, and keep freed memory."""
+    """Share the cores among this machine's processes, unless $OMP_NUM_THREADS is set; keep freed memory."""
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, available_cores() // local_processes()))
     log.info("%d thread(s) per process compute ($OMP_NUM_THREADS sets it)", torch.get_num_threads())
@@ -195,7 +196,7 @@ def set_up_cpu() -> None:
 
 
 def start(args: argparse.Namespace) -> World:
-    """Start logging, join the process group if there are several processes, choose and set up this process's device."""
+    """Start logging, choose and set up this process's device, join the process group if there is one."""
     rank, size, local_rank = _ranks(args)
     start_logging(rank == 0)
     if torch.cuda.is_available() and args.gpu != -1:
@@ -235,8 +236,8 @@ def start(args: argparse.Namespace) -> World:
 def stop() -> None:
     """Leave the process group and wait for its threads; nothing may hold a DistributedDataParallel any more.
 
-    A thread of the group that is still at work when Python ends aborts the process (SIGABRT, "terminate called without
-    an active exception").
+    A thread of the group that is still at work when Python ends aborts the process (SIGABRT, "terminate
+    called without an active exception").
     """
     if dist.is_initialized():
         gc.collect()
@@ -244,7 +245,7 @@ def stop() -> None:
 
 
 def closes_process_group(main: Callable[..., None]) -> Callable[..., None]:
-    """Decorate a command's ``main`` that calls ``start``: it leaves the process group in order, however it ends.
+    """Decorate a ``main`` that calls ``start``: it leaves the process group in order, however it ends.
 
     An error that comes from the loss of another process becomes a UserError.
     """
@@ -259,8 +260,8 @@ def closes_process_group(main: Callable[..., None]) -> Callable[..., None]:
             if not (is_lost and dist.is_initialized()):
                 raise
             raise UserError(
-                f"another process of this run ended ({str(error).splitlines()[0][:120]}); start it again: training "
-                "goes on from its last checkpoint with --resume auto"
+                f"another process of this run ended ({str(error).splitlines()[0][:120]}); start it again: "
+                "training goes on from its last checkpoint with --resume auto"
             ) from error
         finally:
             stop()

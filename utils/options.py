@@ -1,4 +1,4 @@
-"""Command-line options that several commands share. Hyphens and underscores in option names are interchangeable."""
+"""Command-line options that several commands share. Hyphens and underscores in their names are the same."""
 
 import argparse
 import math
@@ -74,7 +74,7 @@ def non_negative_float(text: str) -> float:
 
 
 def add_training_options(parser: Parser, wd: float, schedule: list[int], prefix: str) -> None:
-    """How long and at which rate to train, where results go, how to compute, with the defaults of one command."""
+    """How long and at which rate to train, where results go, how to compute; defaults are of one command."""
     group = parser.add_argument_group("training")
     group.add_argument("--epochs", type=positive_int, default=10, help="epochs in all")
     group.add_argument("--start_epoch", type=non_negative_int, default=0, help="first epoch, counted from 0")

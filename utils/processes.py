@@ -21,7 +21,7 @@ def process_ranks() -> tuple[int, int, int]:
 
 
 def in_slurm_step() -> bool:
-    """Whether srun started this process; a batch script, or a shell in an allocation, is one process for itself."""
+    """Whether srun started this process; a batch script, or a shell in an allocation, is one process."""
     step = os.environ.get("SLURM_STEP_ID", "")
     return step.isdecimal() and int(step) < SLURM_FIRST_RESERVED_STEP and "SLURM_PROCID" in os.environ
 

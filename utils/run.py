@@ -1,4 +1,4 @@
-"""What a run of training is: a folder that it holds alone, its log, scalars and checkpoints, and signals to stop."""
+"""What a run of training is: a folder of its own, its log, scalars and checkpoints, signals to stop."""
 
 import argparse
 import contextlib
@@ -28,7 +28,7 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class StopRequest:
-    """Remembers a signal that asks the run to stop (Ctrl-C, SIGTERM, SLURM's SIGUSR1) until a step is finished."""
+    """Remembers a signal that asks to stop (Ctrl-C, SIGTERM, SLURM's SIGUSR1) until a step is finished."""
 
     def __init__(self, device: torch.device):
         self.signal = 0
@@ -53,9 +53,10 @@ class StopRequest:
 
 
 class Run:
-    """A run in ``log-<prefix>/<name>/{model,img}``, which the main process makes and holds for this run alone.
+    """A run in ``log-<prefix>/<name>/{model,img}``, which the main process makes and holds alone.
 
-    Raises UserError when it cannot be written, another run holds it, or it has checkpoints and --resume is not given.
+    Raises UserError when it cannot be written, another run holds it, or it has checkpoints and --resume is
+    not given.
 
     Attributes:
         folder: the run's folder.
@@ -127,7 +128,7 @@ class Run:
     def record(
         self, state: TrainState, steps: list[dict[str, float]], speed: dict[str, float], done: int, total: int
     ) -> None:
-        """Note the scalars of the last ``steps`` and their speed; ``done`` of ``total`` steps of the epoch are behind.
+        """The scalars of the last ``steps`` and their speed; ``done`` of ``total`` steps are behind.
 
         Twice a minute a line of it goes to the log.
         """
@@ -156,7 +157,7 @@ class Run:
     def end_epoch(
         self, state: TrainState, means: dict[str, float], score: float | None, keep_all: bool = False
     ) -> None:
-        """Record the ``means`` of the epoch, which ends, and save it; the best ``score`` marks the best epoch."""
+        """Record the ``means`` of the epoch, which ends, and save it; the best ``score`` marks the best."""
         epoch = state.epoch
         is_last = epoch == self.args.epochs - 1
         is_saved = is_last or (epoch + 1) % self.args.save_freq == 0
@@ -173,7 +174,7 @@ class Run:
             self.checkpoints.save_epoch(state.checkpoint(vars(self.args)), epoch, is_best, keep_all)
 
     def leave(self, state: TrainState, number: int) -> None:
-        """Save in the middle of an epoch and exit with status 128 + ``number`` of the signal that asked for it."""
+        """Save in the middle of an epoch and exit with 128 + ``number`` of the signal that asked for it."""
         if self.world.is_main:
             path = self.checkpoints.save_interrupted(state.checkpoint(vars(self.args)))
             log.warning(

@@ -1,4 +1,4 @@
-"""The scalars of a run, in a file and for tensorboard; apart from the log, since tensorboardX imports torch."""
+"""The scalars of a run, in a file and for tensorboard; not in log.py, as tensorboardX imports torch."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""The processes of a loader: how they begin and end, room for what they read ahead, an answer for what is lost."""
+"""The processes of a loader: how they begin and end, room to read ahead, an answer for what is lost."""
 
 import multiprocessing.queues
 import os
@@ -17,7 +17,7 @@ IN_USE = 2  # the last item, while the next one is fetched
 
 
 def check_shared_memory(item_bytes: int, workers: int) -> None:
-    """Raise UserError if the items, or batches, that ``workers`` processes read ahead do not fit into shared memory."""
+    """Raise UserError if the items, or batches, that ``workers`` read ahead do not fit into shared memory."""
     if workers == 0 or not os.path.isdir(SHARED_MEMORY):
         return
     status = os.statvfs(SHARED_MEMORY)
@@ -27,13 +27,14 @@ def check_shared_memory(item_bytes: int, workers: int) -> None:
     if needed > free:
         fitting = max((free // size - IN_USE) // READ_AHEAD, 0)
         raise UserError(
-            f"{SHARED_MEMORY} has {free / 1e6:.1f} MB free, but -j {workers} reads up to {needed / 1e6:.1f} MB ahead: "
-            f"enlarge it (docker run --shm-size={needed * 1.2 / 2**20 + 1:.0f}m) or use -j {fitting}"
+            f"{SHARED_MEMORY} has {free / 1e6:.1f} MB free, but -j {workers} reads up to {needed / 1e6:.1f} "
+            f"MB ahead: enlarge it (docker run --shm-size={needed * 1.2 / 2**20 + 1:.0f}m) or use -j "
+            f"{fitting}"
         )
 
 
 def answer_for_lost_items() -> None:
-    """In a process of a loader: what its sending thread cannot send arrives as an error where the item is awaited.
+    """In a process of a loader: what its thread cannot send arrives as an error where it is awaited.
 
     Otherwise the thread prints a traceback, and who waits for the item waits for ever.
     """
@@ -50,8 +51,9 @@ def answer_for_lost_items() -> None:
 def start_worker(worker: int) -> None:
     """DataLoader worker_init_fn: one core for OpenCV too; signals are for the training process to answer.
 
-    SLURM sends its signals to every process of a job, yet the last step and its checkpoint need the workers. So
-    SIGTERM ends a worker only when it comes from the process that started it, as it does when that one ends.
+    SLURM sends its signals to every process of a job, yet the last step and its checkpoint need the workers.
+    So SIGTERM ends a worker only when it comes from the process that started it, as it does when that one
+    ends.
     """
     cv2.setNumThreads(0)
     answer_for_lost_items()

@@ -8,8 +8,8 @@ import numpy as np
 
 from utils.errors import UserError
 
-# The methods and by whom they are: what gives other numbers has another name. TV-L1's bicubic warping is OpenCV's,
-# which version 5 has changed.
+# The methods and by whom they are: what gives other numbers has another name. TV-L1's bicubic warping is
+# OpenCV's, which version 5 has changed.
 METHODS = {"tvl1": f"coclr-numba-1, OpenCV {cv2.__version__.split('.')[0]}", "dis": "opencv"}
 
 
@@ -17,8 +17,8 @@ def compute_flow(previous: np.ndarray, following: np.ndarray, method: str = "tvl
     """Flow from one grey frame to the next in pixels, float32 [H, W, 2] with (x, y) last.
 
     Args:
-        previous, following: uint8 [H, W].
-        method: "tvl1" (Zach et al. 2007, as the released databases hold) or "dis" (Kroeger et al. 2016, quick).
+        previous, following: uint8 [H, W]. method: "tvl1" (Zach et al. 2007, as the released databases hold)
+        or "dis" (Kroeger et al. 2016, quick).
     """
     return _flow_method(method)(previous, following)
 
@@ -44,7 +44,7 @@ def warm_up(method: str) -> None:
 
 
 def encode_flow(flow: np.ndarray, bound: float = 20) -> np.ndarray:
-    """Stored form of a flow: uint8 [H, W, 3], RGB = (128, y, x), [-bound, bound] mapped to [0, 255] and rounded.
+    """Stored form of a flow: uint8 [H, W, 3], RGB = (128, y, x), [-bound, bound] rounded to [0, 255].
 
     Args:
         flow: pixels, float [H, W, 2] with (x, y) last; clipped to +-bound.
@@ -54,14 +54,14 @@ def encode_flow(flow: np.ndarray, bound: float = 20) -> np.ndarray:
 
 
 def decode_flow(image: np.ndarray, bound: float = 20) -> np.ndarray:
-    """Pixels, float32 [H, W, 2] with (x, y) last, of a stored flow, uint8 RGB [H, W, 3]; 128 is "no motion"."""
+    """Pixels, float32 [H, W, 2] with (x, y) last, of a stored flow, uint8 RGB [H, W, 3]; 128 is no motion."""
     flow = image[..., [2, 1]].astype(np.float32) * np.float32(2 * bound / 255) - np.float32(bound)
     flow[image[..., [2, 1]] == 128] = 0  # 127.5 was rounded up
     return flow
 
 
 def color_wheel(flow: np.ndarray, bound: float = 20) -> np.ndarray:
-    """Flow as colours, uint8 RGB [H, W, 3]: hue is the direction, saturation the speed (full at ``bound`` pixels)."""
+    """Flow as colours, uint8 RGB [H, W, 3]: hue is direction, saturation speed (full at ``bound``)."""
     speed, angle = cv2.cartToPolar(flow[..., 0], flow[..., 1], angleInDegrees=True)
     saturation = np.clip(speed / bound, 0, 1) * 255
     hsv = np.dstack([angle / 2, saturation, np.full_like(speed, 255)])

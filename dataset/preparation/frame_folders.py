@@ -1,4 +1,4 @@
-"""Videos that are folders of frames already extracted, with or without flow: JPEG files with numbers in their names."""
+"""Videos that are folders of frames already extracted, with or without flow: JPEG files with numbers."""
 
 import os
 import re
@@ -19,10 +19,10 @@ IMAGE = re.compile(
 
 
 def frame_files(video: Video) -> dict[str, list[str]]:
-    """Paths of extracted frames by number: "rgb" image_00001.jpg ..., "flow_x", "flow_y", or 3-channel "flow".
+    """Paths of extracted frames by number: "rgb" image_00001.jpg ..., "flow_x", "flow_y", or "flow" of 3.
 
-    Raises BrokenVideo where the numbers have gaps or are not the same for all kinds: flow would not belong to its
-    frame. The last frame has no flow; one that some tools repeat there is dropped.
+    Raises BrokenVideo where the numbers have gaps or are not the same for all kinds: flow would not belong to
+    its frame. The last frame has no flow; one that some tools repeat there is dropped.
     """
     found: dict[str, list[tuple[int, str]]] = defaultdict(list)
     try:

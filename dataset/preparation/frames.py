@@ -1,4 +1,4 @@
-"""Frames of one raw video, as the databases store them: from a video file or from frames already extracted."""
+"""Frames of one raw video, as the databases store them: from a video file or from extracted frames."""
 
 import os
 import time
@@ -38,8 +38,9 @@ def make_frames(
 ) -> Iterator[tuple[str, bytes]]:
     """JPEG frames of a video as they come off the decoder: ("rgb", bytes), ("flow", bytes), ...
 
-    Flow is computed between the RGB frames as stored, that is after resizing and JPEG. Seconds spent in the flow method
-    are added to ``flow_clock[0]``; what decoding a video file met goes to ``report``. Raises BrokenVideo.
+    Flow is computed between the RGB frames as stored, that is after resizing and JPEG. Seconds spent in the
+    flow method are added to ``flow_clock[0]``; what decoding a video file met goes to ``report``. Raises
+    BrokenVideo.
     """
     files = frame_files(video) if os.path.isdir(video.path) else None
     flow_given = files is not None and ("flow" in files or "flow_x" in files) and options.short_side is None
@@ -81,7 +82,7 @@ def _rgb_frames(
 
 
 def resize(frame: np.ndarray, short_side: int | None, pixel_aspect: Fraction = Fraction(1)) -> np.ndarray:
-    """Scale [H, W, 3] to a shorter side of ``short_side``, None: not; by area averaging, bilinear if it grows.
+    """Scale [H, W, 3] to a shorter side of ``short_side``, None: not; by area, bilinear if it grows.
 
     Pixels that are ``pixel_aspect`` times as wide as high become square.
     """

@@ -1,4 +1,4 @@
-"""Databases of the finished videos: written in an order that follows from the names, read back, then all else goes."""
+"""Databases of the finished videos: in an order that follows from names, read back; then all else goes."""
 
 import contextlib
 import logging
@@ -25,7 +25,8 @@ PATIENCE_SECONDS = 1800.0
 def wait_for_others(videos: Iterable[Video], folder: Path, wait: bool) -> dict[str, dict]:
     """Notes of all these ``videos``, which other processes prepare.
 
-    Raises UserError if some are missing and, unless told not to ``wait``, nothing was written for half an hour.
+    Raises UserError if some are missing and, unless told not to ``wait``, nothing was written for half an
+    hour.
     """
     missing = {video.name: video for video in videos}
     notes: dict[str, dict] = {}
@@ -68,11 +69,11 @@ def bytes_under_way(folder: Path) -> int:
 def merge(
     order: list[str], notes: dict[str, dict], folder: Path, path: Path, stream: str
 ) -> dict[str, float]:
-    """Write the database of a stream at ``path``: the videos of ``order``, of ``folder`` by their ``notes``, others as
-    they are in the database that is replaced.
+    """Write the database of a stream at ``path``: the videos of ``order``, of ``folder`` by their ``notes``,
+    others as they are in the database that is replaced.
 
-    Holds one record at a time. Returns "frames", "bytes" and "bytes_per_frame". Raises UserError, and leaves the old
-    database alone, where the new one cannot be written and read back.
+    Holds one record at a time. Returns "frames", "bytes" and "bytes_per_frame". Raises UserError, and leaves
+    the old database alone, where the new one cannot be written and read back.
     """
     old = VideoStore(path) if any(name not in notes for name in order) else None
     position = {name: i for i, name in enumerate(old.names)} if old else {}
@@ -96,7 +97,7 @@ def merge(
 
 
 def old_record(old: VideoStore, position: int) -> tuple[int, bytes]:
-    """(number of frames, record) of a video of the database that is replaced; raises UserError for a damaged one."""
+    """(number of frames, record) of a video of the database that is replaced; UserError if damaged."""
     try:
         return old.num_frames(position), old.read_record(position)
     except BrokenVideo as error:

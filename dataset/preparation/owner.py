@@ -1,4 +1,4 @@
-"""A folder that is being prepared belongs to one command, or to the processes of one torchrun or srun together."""
+"""A folder that is being prepared belongs to one command, or to all processes of one torchrun or srun."""
 
 import contextlib
 import hashlib
@@ -24,10 +24,11 @@ def launch_id() -> str:
 
 @contextlib.contextmanager
 def owned(folder: Path, rank: int) -> Iterator[None]:
-    """Own ``folder``, made if it is missing, as process ``rank`` of this launch; ends with the block or the process.
+    """Own ``folder``, made if missing, as process ``rank`` of this launch; ends with the block or process.
 
-    Each process locks a file of its own there. What processes that were killed left half-written is removed by the
-    first of the next owner. Raises UserError while another launch, or another process of this rank, is at work there.
+    Each process locks a file of its own there. What processes that were killed left half-written is removed
+    by the first of the next owner. Raises UserError while another launch, or another process of this rank, is
+    at work there.
     """
     folder.mkdir(parents=True, exist_ok=True)
     launch = hashlib.sha256(launch_id().encode()).hexdigest()[:16]
@@ -42,7 +43,8 @@ def owned(folder: Path, rank: int) -> Iterator[None]:
                 if path == mine or not path.name.startswith(launch):
                     who = path.read_text(encoding="utf-8")
                     raise UserError(
-                        f"{folder.parent} is being prepared by another command ({who}); wait for its end or stop it"
+                        f"{folder.parent} is being prepared by another command ({who}); wait for its end or "
+                        "stop it"
                     ) from None
                 colleagues += 1
         if colleagues == 0:

@@ -1,8 +1,9 @@
 """Videos to databases: ``python -m dataset.prepare NAME --videos DIR --out DIR`` makes DIR/{rgb,flow}.lmdb.
 
-The order of the videos in a database follows from their names alone, so it is the same whatever processes worked on it
-and however often they were stopped. Several machines that share OUT (torchrun, srun) take every n-th video each, and
-rank 0 merges what all have made. Given again on finished databases, the command adds the videos that are new.
+The order of the videos in a database follows from their names alone, so it is the same whatever processes
+worked on it and however often they were stopped. Several machines that share OUT (torchrun, srun) take every
+n-th video each, and rank 0 merges what all have made. Given again on finished databases, the command adds the
+videos that are new.
 """
 
 import argparse
@@ -106,7 +107,8 @@ def prepare(plan: Plan, jobs: int, only_merge: bool, rank: int, size: int) -> No
 def finished_videos(plan: Plan) -> set[str]:
     """Names of the videos that the finished databases hold as they are in the footage.
 
-    Raises UserError if the databases were made by other options or of other videos, or are not of this command.
+    Raises UserError if the databases were made by other options or of other videos, or are not of this
+    command.
     """
     report = read_report(plan.out)
     if not report:
@@ -122,8 +124,8 @@ def finished_videos(plan: Plan) -> set[str]:
     gone = names - sizes.keys()
     if gone:
         raise UserError(
-            f"{plan.out} holds {len(gone)} videos that {plan.footage.folder} lacks, e.g. {min(gone)}; it was made "
-            f"from {report.get('source', 'another folder')}: choose another --out"
+            f"{plan.out} holds {len(gone)} videos that {plan.footage.folder} lacks, e.g. {min(gone)}; it was "
+            f"made from {report.get('source', 'another folder')}: choose another --out"
         )
     before = report.get("source_bytes", sizes)
     return {name for name in names if before.get(name) == sizes[name]}
@@ -191,8 +193,8 @@ def prepare_share(share: list[Video], plan: Plan, jobs: int) -> dict[str, dict]:
                 disk = 2 * size / sample * len(plan.footage.videos)
                 free = shutil.disk_usage(plan.out).free
                 log.info(
-                    "estimate from %d videos: %.1f minutes left for this process's %d; %.2f GB of disk for all "
-                    "%d, half of it only until they are merged; %.2f GB are free",
+                    "estimate from %d videos: %.1f minutes left for this process's %d; %.2f GB of disk for "
+                    "all %d, half of it only until they are merged; %.2f GB are free",
                     sample,
                     seconds / sample * (len(share) - sample) / jobs / 60,
                     len(share),
@@ -315,7 +317,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         type=Path,
         metavar="DIR",
         help="folder of split lists (UCF101's, HMDB51's, split.csv, train_split01.csv); looked for in "
-        "VIDEOS_splits and among the videos if not given; none are needed where the videos lie in train/ and val/",
+        "VIDEOS_splits and among the videos if not given; none are needed where the videos lie in train/ "
+        "and val/",
     )
     parser.add_argument(
         "--streams",
@@ -395,7 +398,7 @@ def make_plans(args: argparse.Namespace) -> list[Plan]:
 
 
 def write_classes(plans: list[Plan], out: Path) -> None:
-    """Write classes.txt of the finished databases: empty where the videos have no labels; another order of it stays."""
+    """Write classes.txt of finished databases: empty where there are no labels; another order stays."""
     prepared = set().union(*map(names_in, plans))
     found = {video.name for plan in plans for video in plan.footage.videos}
     classes = class_list(plans[-1].out, prepared, found)

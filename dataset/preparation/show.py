@@ -1,4 +1,4 @@
-"""A look into a database: ``python -m dataset.show DB VIDEO -o FILE.png`` draws RGB frames above their flow."""
+"""A look into a database: ``python -m dataset.show DB VIDEO -o FILE.png`` draws RGB above flow."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ GAP = 4  # white pixels around the frames
 
 
 def read_images(store: VideoStore, video: str, times: np.ndarray) -> list[np.ndarray]:
-    """Frames of a video, RGB uint8 [H, W, 3], at ``times`` in [0, 1]; raises UserError for an unknown or broken one."""
+    """Frames of a video, RGB uint8 [H, W, 3], at ``times`` in [0, 1]; UserError if unknown or broken."""
     if video not in store.names:
         near = [name for name in store.names if video.lower() in name.lower()][:3] or store.names[:3]
         raise UserError(f"{store.path} has no video {video!r}; there are {', '.join(near)}, ...")
@@ -33,7 +33,7 @@ def read_images(store: VideoStore, video: str, times: np.ndarray) -> list[np.nda
 
 
 def contact_sheet(rows: list[list[np.ndarray]]) -> np.ndarray:
-    """One image, uint8 [H, W, 3], of rows of equally many images; each is padded to the largest, white between them."""
+    """One image, uint8 [H, W, 3], of rows of equally many; each padded to the largest, white between."""
     height, width = (max(image.shape[axis] for row in rows for image in row) + GAP for axis in (0, 1))
     sheet = np.full((height * len(rows) + GAP, width * len(rows[0]) + GAP, 3), 255, np.uint8)
     for i, row in enumerate(rows):

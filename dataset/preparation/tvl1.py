@@ -3,8 +3,9 @@
 Zach, Pock, Bischof, "A duality based approach for realtime TV-L1 optical flow", DAGM 2007; Sanchez,
 Meinhardt-Llopis, Facciolo, "TV-L1 optical flow estimation", IPOL 2013, whose names these are.
 
-An iteration is two passes over each row, in blocks that are one vector. Several iterations follow each other through
-the image a row apart, and the planes of a row lie side by side, so that what they share stays in the cache.
+An iteration is two passes over each row, in blocks that are one vector. Several iterations follow each other
+through the image a row apart, and the planes of a row lie side by side, so that what they share stays in the
+cache.
 """
 
 import functools
@@ -81,7 +82,7 @@ def compile_once() -> None:
 
 
 def tvl1(previous: np.ndarray, current: np.ndarray) -> np.ndarray:
-    """Flow in pixels from one grey frame to the next, float32 [H, W, 2] with (x, y) last; both uint8 [H, W]."""
+    """Flow in pixels from one grey frame to the next, float32 [H, W, 2], (x, y) last; both uint8 [H, W]."""
     if np.array_equal(previous, current):  # as conversions of the frame rate make them
         return np.zeros((*current.shape, 2), np.float32)
     pyramids = list(zip(_pyramid(previous), _pyramid(current), strict=True))
@@ -157,7 +158,7 @@ def _planes(state):
 
 @_compiled
 def _linearise(state, source, warped):
-    """The data term around the flow: fill IX, IY, RHO and INVERSE from image and gradient [H, W, 3] moved by it."""
+    """The data term around the flow: fill IX, IY, RHO, INVERSE from image and gradient [H, W, 3] moved."""
     height, planes, stride = state.shape
     for y in range(1, height - 1):
         _linearise_row(np.uintp(y * planes * stride), _planes(state), source[y - 1], warped[y - 1])
@@ -223,8 +224,8 @@ def _copy(source, start, target, to, size):
 def _iterate(state, saved, width, enough):
     """INNER iterations, fewer if one changes the flow by no more than ``enough``; returns the last change.
 
-    The change falls with about the power -3/2 of the iteration. Three quarters of the iterations that are foreseen
-    run at once; where they went too far all the same, they are undone.
+    The change falls with about the power -3/2 of the iteration. Three quarters of the iterations that are
+    foreseen run at once; where they went too far all the same, they are undone.
     """
     height, planes, stride = state.shape
     flat = state.reshape(-1)
@@ -248,7 +249,7 @@ def _iterate(state, saved, width, enough):
 
 @_compiled
 def _run_wave(state, saved, width, count):
-    """``count`` iterations, each a row behind the one before it; the change of each. ``saved`` gets what was before."""
+    """``count`` iterations, each a row behind the one before; their changes. ``saved``: what was before."""
     height, number, stride = state.shape
     flat = state.reshape(-1)
     planes = _planes(state)

@@ -1,4 +1,4 @@
-"""Check databases: ``python -m dataset.verify DB`` says what is in them and names what is broken (exit status 1)."""
+"""Check databases: ``python -m dataset.verify DB`` says what is in them and what is broken (status 1)."""
 
 import sys
 from collections import Counter
@@ -17,7 +17,7 @@ Found = dict[str, tuple[int, tuple[int, int] | None] | None]
 
 
 def verify_store(store: VideoStore, sample: int | None, is_flow: bool, problems: list[str]) -> Found:
-    """Check the head of every record, and decode frames; append a line to ``problems`` for each that is broken.
+    """Check the head of every record, decode frames; append a line to ``problems`` for each that is broken.
 
     Args:
         sample: decode the first, the middle and the last frame of this many videos; None: every frame of all.
@@ -59,9 +59,9 @@ def verify_store(store: VideoStore, sample: int | None, is_flow: bool, problems:
     frames = sum(count for count, _ in readable)
     decoded = ", ".join(f"{count} of {size[0]}x{size[1]}" for size, count in sizes.most_common(5))
     print(
-        f"{store.path}: {len(readable)} of {len(store)} videos readable, {frames} frames, {record_bytes / 1e6:.1f} "
-        f"MB, {record_bytes / max(frames, 1):.0f} bytes per frame; decoded {sizes.total()} frames of {len(chosen)} "
-        f"videos, {decoded or 'none'}"
+        f"{store.path}: {len(readable)} of {len(store)} videos readable, {frames} frames, "
+        f"{record_bytes / 1e6:.1f} MB, {record_bytes / max(frames, 1):.0f} bytes per frame; decoded "
+        f"{sizes.total()} frames of {len(chosen)} videos, {decoded or 'none'}"
     )
     return found
 
@@ -69,7 +69,7 @@ def verify_store(store: VideoStore, sample: int | None, is_flow: bool, problems:
 def verify_frame(
     store: VideoStore, position: int, index: int, size: tuple[int, int] | None, is_flow: bool
 ) -> tuple[int, int]:
-    """(width, height) of a frame; raises BrokenVideo if it does not decode, differs in size, or is not flow."""
+    """(width, height) of a frame; BrokenVideo if it does not decode, differs in size, or is not flow."""
     name, (jpeg,) = store.names[position], store.read_frames(position, [index])
     try:
         image = decode_whole(jpeg)
@@ -89,7 +89,7 @@ def verify_frame(
 
 
 def compare(rgb: Found, flow: Found, problems: list[str]) -> None:
-    """Append where two databases differ: videos that only one has, frame counts (flow has one fewer), frame sizes."""
+    """Append where two databases differ: videos of one alone, frame counts (flow has one fewer), sizes."""
     for one, other, label in ((rgb, flow, "flow"), (flow, rgb, "RGB")):
         problems += [f"{name}: not in the {label} database" for name in sorted(one.keys() - other.keys())]
     for name in sorted(name for name in rgb.keys() & flow.keys() if rgb[name] and flow[name]):
@@ -105,7 +105,7 @@ def compare(rgb: Found, flow: Found, problems: list[str]) -> None:
 
 
 def pairs(path: Path) -> list[tuple[Path | None, Path | None]]:
-    """(RGB, flow) databases that ``path`` names: a database, a prepared folder, or one with train/ and val/."""
+    """(RGB, flow) databases that ``path`` names: a database, or a folder, with train/ and val/ or not."""
     if path.is_file() or (path / "data.mdb").is_file():
         is_flow = any(word in path.name for word in ("flow", "tvl1"))
         return [(None, path) if is_flow else (path, None)]

@@ -1,7 +1,8 @@
-"""Videos prepared by many processes: each finished video is a file per stream in OUT/unfinished, beside it a note.
+"""Videos prepared by many processes: a finished one is a file per stream in OUT/unfinished, and a note.
 
-Files are written under names of their own and renamed when they are whole, the note (what is in them, or why the video
-is left out) last: a video is done when its note exists, whoever was killed, and any number of processes may work there.
+Files are written under names of their own and renamed when they are whole, the note (what is in them, or why
+the video is left out) last: a video is done when its note exists, whoever was killed, and any number of
+processes may work there.
 """
 
 import contextlib
@@ -42,11 +43,11 @@ def done_path(folder: Path, name: str, kind: str) -> Path:
 
 
 def prepare_video(video: Video, folder: Path, options: Options) -> dict:
-    """Write the frames of one video and its note, which is returned; raises UserError where that is not possible.
+    """Write the frames of one video and its note, which is returned; UserError where that is not possible.
 
-    The note: "video" is its name, "source_bytes" the size of its file; then "records" {stream: {"frames", "bytes"}}
-    and, where decoding met anything, "remarks", or "left_out", the reason; "seconds" that it took and "flow_seconds" of
-    them in the flow method.
+    The note: "video" is its name, "source_bytes" the size of its file; then "records" {stream: {"frames",
+    "bytes"}} and, where decoding met anything, "remarks", or "left_out", the reason; "seconds" that it took
+    and "flow_seconds" of them in the flow method.
     """
     start = time.perf_counter()
     flow_clock = [0.0]
@@ -104,7 +105,7 @@ def read_notes(folder: Path, videos: Iterable[Video]) -> dict[str, dict]:
 def _write_frames(
     video: Video, frames: Iterator[tuple[str, bytes]], folder: Path, streams: tuple[str, ...]
 ) -> dict[str, dict[str, int]]:
-    """Stream the frames of a video to a file per stream; returns {stream: {"frames", "bytes"}}. Raises BrokenVideo."""
+    """Write a video's frames to a file per stream; {stream: {"frames", "bytes"}}. Raises BrokenVideo."""
     counts = dict.fromkeys(streams, 0)
     with contextlib.ExitStack() as stack:
         files = {
@@ -133,9 +134,9 @@ def _readable(video: Video, frames: Iterator[tuple[str, bytes]]) -> Iterator[tup
 def prepare_videos(videos: list[Video], folder: Path, options: Options, jobs: int) -> Iterator[dict]:
     """Note of each video as it is finished, by ``jobs`` processes.
 
-    Each process is a pool of its own, so that one that dies (a decoder can crash) takes no other along: it is replaced,
-    and the video that it was at is tried once more, then left out. All end, in whatever they do, when this generator is
-    closed or its process ends.
+    Each process is a pool of its own, so that one that dies (a decoder can crash) takes no other along: it is
+    replaced, and the video that it was at is tried once more, then left out. All end, in whatever they do,
+    when this generator is closed or its process ends.
     """
     context = multiprocessing.get_context("spawn")
     lifeline, our_end = context.Pipe(duplex=False)
@@ -170,8 +171,8 @@ def prepare_videos(videos: list[Video], folder: Path, options: Options, jobs: in
                 crashes[video.name] += 1
                 if finished == 0 and len(crashes) > MAX_CRASHES:
                     raise UserError(
-                        f"the first {len(crashes)} videos all ended the process that read them; more than the "
-                        "videos is broken"
+                        f"the first {len(crashes)} videos all ended the process that read them; more than "
+                        "the videos is broken"
                     )
                 if crashes[video.name] == 1:
                     waiting.append(video)
@@ -190,5 +191,5 @@ def _set_up_worker(lifeline: Connection) -> None:
 
 def _end_with_the_command(lifeline: Connection) -> None:
     with contextlib.suppress(EOFError, OSError):
-        lifeline.recv()  # nothing is ever sent: it returns when the other end is closed, or its process was killed
+        lifeline.recv()  # nothing is ever sent: it returns when the other end is closed or killed
     os._exit(1)

@@ -134,7 +134,7 @@ def test_progressive_video_that_turns_interlaced(tmp_path):
 
 
 def copy_from(source: Path, target: Path, first: int, earlier: Fraction = Fraction(0)) -> Path:
-    """Copy the packets of a video from number ``first`` on, with time stamps ``earlier`` by so many seconds."""
+    """Copy a video's packets from number ``first`` on, with time stamps ``earlier`` by so many seconds."""
     with av.open(str(source)) as given, av.open(str(target), "w") as made:
         stream = given.streams.video[0]
         copied = made.add_stream_from_template(stream)

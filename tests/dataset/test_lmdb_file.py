@@ -81,7 +81,7 @@ def test_other_files_are_refused(tmp_path, content):
 
 
 def test_cut_short(tmp_path):
-    """When it is opened, and while it is in use: never the end of the interpreter, as of one who maps the file."""
+    """When it is opened, and in use: never the end of the interpreter, as of one who maps the file."""
     values = some_values(300)
     path = write(tmp_path / "a", values)
     opened, size = LmdbFile(str(path)), path.stat().st_size

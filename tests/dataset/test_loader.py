@@ -145,9 +145,10 @@ def test_workers_survive_a_signal_to_all_processes(root):
 
 def test_importing_the_loader_changes_nothing():
     code = (
-        "import atexit, signal; hooks = []; atexit.register = hooks.append; before = signal.getsignal(signal.SIGCHLD)\n"
-        "import torch.utils.data, cv2; count = len(hooks)\n"
-        "import dataset.loader; assert len(hooks) == count and signal.getsignal(signal.SIGCHLD) == before, hooks"
+        "import atexit, signal; hooks = []; atexit.register = hooks.append; before = "
+        "signal.getsignal(signal.SIGCHLD)\nimport torch.utils.data, cv2; count = len(hooks)\n"
+        "import dataset.loader; assert len(hooks) == count and signal.getsignal(signal.SIGCHLD) == before, "
+        "hooks"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 

@@ -1,4 +1,4 @@
-"""Features of a folder without labels or lists, and what is most like another video, as a user asks for them."""
+"""Features of a folder without labels or lists, and what is most like a video, as a user asks for them."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The tools of the original start by their path and as modules, with nothing but the project's root to go by."""
+"""The tools of the original start by their path and as modules, with the project's root alone to go by."""
 
 import os
 import subprocess

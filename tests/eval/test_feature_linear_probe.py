@@ -23,7 +23,7 @@ def blobs(n: int, seed: int) -> Features:
 def slow_probe(
     train: Features, test: Features, epochs: int, drops: list[int], normalize: bool
 ) -> list[float]:
-    """Test top-1 after each epoch: softmax regression, full batch, SGD with momentum 0.9, lr 1, weight decay 1e-3."""
+    """Test top-1 after each epoch: softmax regression, full batch, SGD, momentum 0.9, lr 1, decay 1e-3."""
     x, y = train.features.double().numpy(), np.eye(3)[train.labels]
     test_x = test.features.double().numpy()
     if normalize:

@@ -13,7 +13,7 @@ from eval.features import Features, save_features
 
 @pytest.fixture
 def names(tmp_path, monkeypatch):
-    """Features of ./data/tiny in ./feature by which a test clip's nearest are of its class, the next one's, its own."""
+    """Features of ./data/tiny in ./feature: a test clip's nearest are of its class, the next one, its own."""
     monkeypatch.chdir(tmp_path)
     make_dataset(tmp_path / "data/tiny", per_class=8, frames=12, size=24)
     parts = {}

@@ -127,7 +127,7 @@ def threads_of_group():
 
 
 def train_a_little(rank, port, outcome):
-    """In a process of its own: ends with status 0 if ``main`` ended as ``outcome`` says and left no thread behind."""
+    """In a process of its own: status 0 if ``main`` ended as ``outcome`` says and left no thread behind."""
 
     @launch.closes_process_group
     def main():
@@ -176,7 +176,7 @@ def train_a_little(rank, port, outcome):
 
 @pytest.mark.parametrize("outcome", ["finished", "error", "lost"])
 def test_no_thread_of_the_process_group_outlives_main(outcome):
-    """Python would abort when it ends while one is at work: about one of 100 runs did after its last epoch."""
+    """Python would abort when it ends while one is at work: one of 100 runs did after its last epoch."""
     context = multiprocessing.get_context("forkserver")
     port = free_port()
     ranks = [context.Process(target=train_a_little, args=(rank, port, outcome)) for rank in range(2)]

@@ -1,4 +1,4 @@
-"""The logger: one line per message, on rank 0; a disk that fills up neither ends a run nor covers the console."""
+"""The logger: a line per message, on rank 0; a full disk neither ends a run nor covers the console."""
 
 import logging
 

@@ -33,7 +33,7 @@ def write_sound(path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def footage(tmp_path_factory) -> Path:
-    """Three classes of three videos with 6 ... 14 frames that move 2 pixels right per frame, in three containers."""
+    """Three classes of three videos, 6 ... 14 frames that move 2 pixels right each, in three containers."""
     folder = tmp_path_factory.mktemp("footage") / "videos"
     for i in range(9):
         suffix, code = [("avi", "MJPG"), ("mp4", "mp4v"), ("avi", "MJPG")][i % 3]
@@ -502,8 +502,8 @@ def test_other_videos_than_the_finished_ones_are_refused(footage, undisturbed, t
     result = run(tmp_path / "videos", undisturbed)
     assert result.returncode == 2
     assert (
-        f"{undisturbed} holds 6 videos that {tmp_path / 'videos'} lacks, e.g. Walk/v 3; it was made from {footage}"
-        in result.stderr.splitlines()[-1]
+        f"{undisturbed} holds 6 videos that {tmp_path / 'videos'} lacks, e.g. Walk/v 3; it was made from "
+        f"{footage}" in result.stderr.splitlines()[-1]
     )
     assert databases(undisturbed) == before
 

@@ -55,7 +55,7 @@ PAIRS = {
 
 @pytest.fixture(scope="module")
 def opencv_flows(tmp_path_factory):
-    """What OpenCV's DualTVL1 makes of PAIRS, each by an object of its own: it remembers the scales of a small pair."""
+    """What OpenCV's DualTVL1 makes of PAIRS, each by an object of its own: it remembers small scales."""
     folder = tmp_path_factory.mktemp("tvl1")
     np.savez(folder / "pairs.npz", **PAIRS)
     command = [sys.executable, "-c", OPENCV_TVL1, folder / "pairs.npz", folder / "flows.npz"]
