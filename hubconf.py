@@ -2,7 +2,7 @@
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch.nn as nn
@@ -29,34 +29,26 @@ def _own_packages() -> Iterator[None]:
 
 
 with _own_packages():
-    from backbone.select_backbone import select_backbone
+    from backbone.select_backbone import NETWORKS, select_backbone
     from model.released import fetch
     from model.weights import load_backbone
     from utils.checkpoint import load_checkpoint
 
 
-def _network(name: str, weights: str | None, offline: bool) -> nn.Module:
-    backbone, _ = select_backbone(name)
-    if weights is not None:
-        path = fetch(weights, offline)
-        load_backbone(backbone, load_checkpoint(path), path)
-    return backbone
+def _entry_point(name: str) -> Callable[..., nn.Module]:
+    def network(weights: str | None = None, offline: bool = False) -> nn.Module:
+        """Clips [B, 3, T, H, W], normalised as ImageNet's, -> feature map [B, C, T', H', W'].
+
+        weights: path, URL or released name of a checkpoint of ours or the original's; None: random. offline:
+        no download.
+        """
+        backbone, _ = select_backbone(name)
+        if weights is not None:
+            path = fetch(weights, offline)
+            load_backbone(backbone, load_checkpoint(path), path)
+        return backbone
+
+    return network
 
 
-def s3d(weights: str | None = None, offline: bool = False) -> nn.Module:
-    """S3D: clips [B, 3, T, H, W], normalised as ImageNet's, -> feature map [B, 1024, T/8, H/32, W/32].
-
-    weights: path, URL or released name of a checkpoint of ours or the original's; None: random. offline: no
-    download.
-    """
-    return _network("s3d", weights, offline)
-
-
-def s3dg(weights: str | None = None, offline: bool = False) -> nn.Module:
-    """S3D with feature gating, see ``s3d``."""
-    return _network("s3dg", weights, offline)
-
-
-def r50(weights: str | None = None, offline: bool = False) -> nn.Module:
-    """R2+3D-50: clips [B, 3, T, H, W] -> feature map [B, 2048, T/2, H/32, W/32], see ``s3d``."""
-    return _network("r50", weights, offline)
+globals().update({name: _entry_point(name) for name in NETWORKS})

@@ -12,14 +12,18 @@ from model.pretrain import InfoNCE, UberNCE
 
 @dataclass(frozen=True)
 class Method:
-    """``model`` gives two things from a batch's clips and its entries ``inputs``; ``loss`` takes them."""
+    """``model`` gives two things from a batch's clips and its entries ``inputs``; ``loss`` takes them.
 
+    label: what checkpoints, records and tables call the method.
+    """
+
+    label: str
     model: type[InfoNCE]
     loss: Callable[[Tensor, Tensor], Tensor]
     inputs: tuple[str, ...] = ()
 
 
 METHODS = {
-    "infonce": Method(InfoNCE, F.cross_entropy),
-    "ubernce": Method(UberNCE, supcon_loss, inputs=("label",)),
+    "infonce": Method("InfoNCE", InfoNCE, F.cross_entropy),
+    "ubernce": Method("UberNCE", UberNCE, supcon_loss, inputs=("label",)),
 }

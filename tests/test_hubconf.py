@@ -15,6 +15,8 @@ import utils, model.mine
 import torch
 network = torch.hub.load(sys.argv[1], "s3d", source="local", weights=sys.argv[2])
 again = torch.hub.load(sys.argv[1], "s3d", source="local", weights=sys.argv[2])
+gated = torch.hub.load(sys.argv[1], "s3dg", source="local")
+assert sum(parameter.numel() for parameter in gated.parameters()) > 9e6
 import utils, model.mine, utils.later
 assert (utils.ANSWER, model.mine.ANSWER, utils.later.ANSWER) == (42, 43, 44)
 assert not [path for path in sys.path if path == sys.argv[1]], sys.path

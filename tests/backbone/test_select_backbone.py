@@ -25,7 +25,7 @@ def test_shapes_of_features():
 
 
 def test_an_unknown_network_is_an_error_that_lists_the_known():
-    with pytest.raises(ValueError, match="unknown network 'vgg'; choose one of s3d, s3dg, r50"):
+    with pytest.raises(ValueError, match=f"unknown network 'vgg'; choose one of {', '.join(NETWORKS)}"):
         select_backbone("vgg")
 
 

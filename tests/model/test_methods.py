@@ -21,7 +21,8 @@ def test_model_and_loss_fit(name, monkeypatch):
     batch = {"label": torch.tensor([1, 0])}
     logits, positives = model(torch.randn(2, 2, 3, 2, 4, 4), *(batch[entry] for entry in method.inputs))
     loss = method.loss(logits, positives)
-    # in the first step no queue entry is a positive: both are cross-entropy with the own key
-    torch.testing.assert_close(loss, F.cross_entropy(logits, torch.zeros(2, dtype=torch.long)))
+    if name in ("infonce", "ubernce"):
+        # in the first step no queue entry is a positive: both are cross-entropy with the own key
+        torch.testing.assert_close(loss, F.cross_entropy(logits, torch.zeros(2, dtype=torch.long)))
     loss.backward()
     assert all(parameter.grad is not None for parameter in model.encoder_q.parameters())

@@ -35,7 +35,7 @@ def test_step_reads_nothing_from_the_device(model_class, monkeypatch):
                 source_label = torch.zeros(4, dtype=torch.long)
                 loss, scalars = main_coclr.co_training_step(model, model, clips, batch, source_label, True)
             else:
-                (method,) = (method for method in METHODS.values() if method.model is model_class)
+                method = next(method for method in METHODS.values() if method.model is model_class)
                 outputs = model(clips[:, :, 0], *(batch[name] for name in method.inputs))
                 loss = method.loss(*outputs)
                 scalars = {"loss": loss, **top_k_hits(*outputs)}
