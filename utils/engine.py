@@ -1,6 +1,7 @@
 """One step and one epoch of training, which every main shares; it brings its model, data and step."""
 
 import argparse
+import contextlib
 import logging
 import math
 import time
@@ -74,6 +75,32 @@ def train_step(
     return scalars
 
 
+def first_samples(batch: Batch, count: int) -> Batch:
+    """The first ``count`` samples of a batch."""
+    return {
+        name: first_samples(value, count) if isinstance(value, dict) else value[:count]
+        for name, value in batch.items()
+    }
+
+
+def batch_that_fits(
+    args: argparse.Namespace, world: World, state: TrainState, step: Step, batch: Batch
+) -> int | None:
+    """The largest half, quarter, ... of a batch that a step has memory for, by trying; None if there is none.
+
+    The model trains on it, so it must not be saved. Several processes would have to try together: they do not.
+    """
+    size = len(batch["name"])
+    while world.size == 1 and size % 4 == 0:  # two samples at least: batch norm has groups
+        size //= 2
+        state.optimizer.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()
+        with contextlib.suppress(torch.OutOfMemoryError):
+            train_step(args, world, state, step, first_samples(batch, size))
+            return size
+    return None
+
+
 @dataclass
 class Window:
     """Steps since the meters were read: names of their samples, seconds of waiting for data, their begin."""
@@ -89,8 +116,8 @@ def train_epoch(
     """Train what is left of epoch ``state.epoch``; returns the means of its scalars.
 
     The batch sampler of ``loader`` has ``start_at(epoch, seen)`` and ``global_batch``; a batch has the "name"
-    of each sample, and "broken", why another stands in for it. Raises UserError where the loss is not finite;
-    where a signal asks to stop, saves and exits.
+    of each sample, and "broken", why another stands in for it. Raises UserError where the loss is not finite
+    or the GPU's memory too small; where a signal asks to stop, saves and exits.
     """
     loader.batch_sampler.start_at(state.epoch, state.seen)
     global_batch = loader.batch_sampler.global_batch
@@ -121,7 +148,16 @@ def train_epoch(
         window.waited += time.perf_counter() - ready
         window.names.append(batch["name"])
         run.warn_of_broken(batch["broken"])
-        state.meters.add(train_step(args, world, state, step, batch))
+        scalars = None
+        with contextlib.suppress(torch.OutOfMemoryError):  # whose traceback would keep the memory
+            scalars = train_step(args, world, state, step, batch)
+        if scalars is None:
+            fitting = batch_that_fits(args, world, state, step, batch)
+            raise UserError(
+                f"the memory of {world.device} is too small for --batch_size {args.batch_size}: "
+                f"{f'{fitting} fits' if fitting else 'lower it'}; --precision bf16 or more GPUs take more"
+            )
+        state.meters.add(scalars)
         state.iteration += 1
         state.seen += global_batch
         done += 1

@@ -13,6 +13,7 @@ PLAIN_WORDS = {  # what an error, or the traceback that a loader process hands o
     "lower -j",
     r"DataLoader worker \(pid.*(killed|exited)": "a loader process ended, most likely as memory ran out: "
     "lower -j",
+    r"(CUDA|HIP).*out of memory|CUBLAS_STATUS_ALLOC_FAILED": "the GPU's memory ran out: lower --batch_size",
     r"[Cc]an(no|')t allocate memory|Unable to allocate": "memory ran out: lower --batch_size or -j",
 }
 

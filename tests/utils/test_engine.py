@@ -51,6 +51,21 @@ class Slope(torch.nn.Module):
         self.other = torch.nn.Parameter(torch.tensor(1.0))
 
 
+class OneBatch:
+    """Batch sampler of sixteen samples in one batch."""
+
+    global_batch = 16
+
+    def start_at(self, epoch, seen):
+        pass
+
+    def __len__(self):
+        return 1
+
+    def __iter__(self):
+        yield list(range(16))
+
+
 def start(**options):
     args = argparse.Namespace(**OPTIONS | options)
     model = Slope()
@@ -161,6 +176,29 @@ def test_a_signal_ends_the_epoch_after_the_step(run, tmp_path):
     saved = torch.load(tmp_path / "log-x/a/model/interrupted.pth.tar")
     assert (saved["epoch"], saved["seen"], saved["iteration"]) == (-1, 4, 2)
     assert saved["meters"]["counts"] == {"loss": 2, "top1": 2}
+
+
+@pytest.mark.parametrize(
+    ("limit", "processes", "words"), [(4, 1, "4 fits"), (1, 1, "lower it"), (4, 2, "lower it")]
+)
+def test_memory_that_is_too_small_is_told_with_the_batch_that_fits(run, tmp_path, limit, processes, words):
+    args, state, _ = start(batch_size=16)
+    samples = [Numbers()[0, index] for index in range(16)]
+    sizes = []
+
+    def step(batch, iteration):
+        sizes.append((len(batch["x"]), len(batch["nested"]["x"]), len(batch["name"])))
+        if len(batch["x"]) > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return step_of(state)(batch, iteration)
+
+    loader = DataLoader(samples, batch_sampler=OneBatch())
+    world = World(0, processes, WORLD.device)
+    with pytest.raises(UserError, match=f"cpu is too small for --batch_size 16: {words};"), run.training(0):
+        train_epoch(args, world, run, state, loader, step)
+    tried = {(4, 1): [16, 8, 4], (1, 1): [16, 8, 4, 2], (4, 2): [16]}[limit, processes]
+    assert sizes == [(size,) * 3 for size in tried]
+    assert not list((tmp_path / "log-x/a/model").iterdir())
 
 
 def test_loss_that_is_not_finite_is_named_with_its_samples():

@@ -5,6 +5,7 @@ import os
 import re
 
 import pytest
+import torch
 
 from utils.errors import UserError, one_line_errors, plain_words
 
@@ -43,6 +44,11 @@ def test_one_line_and_status(capsys, error, status, line):
         (OSError(errno.EMFILE, os.strerror(errno.EMFILE)), "ulimit -n"),
         (RuntimeError("unable to open shared memory object </x>: Too many open files (24)"), "ulimit -n"),
         (OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)), "--batch_size"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0"),
+            "GPU.*--batch_size",
+        ),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `x`"), "GPU.*--batch_size"),
         (
             RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
             "--batch_size",
