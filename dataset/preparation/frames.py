@@ -1,5 +1,6 @@
 """Frames of one raw video, as the databases store them: from a video file or from extracted frames."""
 
+import functools
 import os
 import time
 from collections.abc import Iterator
@@ -88,7 +89,15 @@ def resize(frame: np.ndarray, short_side: int | None, pixel_aspect: Fraction = F
     """
     if short_side is None:
         return frame
-    height, width = frame.shape[0], frame.shape[1] * pixel_aspect
-    scale = short_side / min(height, width)
-    size = round(width * scale), round(height * scale)
-    return cv2.resize(frame, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    size, grows = scaled_size(*frame.shape[:2], short_side, pixel_aspect)
+    return cv2.resize(frame, size, interpolation=cv2.INTER_LINEAR if grows else cv2.INTER_AREA)
+
+
+@functools.cache  # exact fractions take a while, and all frames of a video have one size
+def scaled_size(
+    height: int, width: int, short_side: int, pixel_aspect: Fraction
+) -> tuple[tuple[int, int], bool]:
+    """((width, height) to which ``resize`` scales, whether that is larger)."""
+    square = width * pixel_aspect
+    scale = short_side / min(height, square)
+    return (round(square * scale), round(height * scale)), scale >= 1
