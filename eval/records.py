@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import json
+import logging
 import os
 import tempfile
 from pathlib import Path
@@ -14,6 +15,10 @@ from dataset.source import BrokenVideo
 from model.weights import digest, origin
 from utils.errors import UserError
 from utils.files import lock, write_atomically
+
+log = logging.getLogger("coclr")
+
+HEAD = '{"what": "'  # of every record
 
 
 class Provenance(TypedDict, total=False):
@@ -139,7 +144,10 @@ def append_record(path: str | Path, what: str, provenance: Provenance, **entries
 
 
 def read_records(path: str | Path) -> list[dict[str, Any]]:
-    """All records of a results.jsonl; UserError naming a line that is corrupt."""
+    """All records of a results.jsonl; one that was cut short, as by a full disk, is named and left out.
+
+    Raises UserError, naming the line, where one is corrupt in another way.
+    """
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -153,6 +161,9 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
             if not isinstance(record["what"], str) or not isinstance(record["numbers"], dict):
                 raise ValueError("'what' or 'numbers' is of another type")
         except (ValueError, KeyError, TypeError, RecursionError) as error:
+            if isinstance(error, json.JSONDecodeError) and line[: len(HEAD)] == HEAD[: len(line)]:
+                log.warning("%s, line %d was cut short: left out; test that checkpoint again", path, number)
+                continue
             raise UserError(
                 f"{path}, line {number} is corrupt: {str(error)[:100]}; remove that line"
             ) from error

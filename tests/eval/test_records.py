@@ -25,8 +25,8 @@ def test_record_goes_on_a_line_of_its_own(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("cut", [1, 9])
-def test_line_that_was_cut_short_does_not_swallow_the_next(tmp_path, cut):
+@pytest.mark.parametrize("cut", [1, 2, 9, 76])
+def test_line_that_was_cut_short_is_left_out_and_does_not_swallow_the_next(tmp_path, cut, caplog):
     path = tmp_path / "results.jsonl"
     append(path, 1)
     os.truncate(path, path.stat().st_size - cut)
@@ -35,11 +35,17 @@ def test_line_that_was_cut_short_does_not_swallow_the_next(tmp_path, cut):
     lines = path.read_text().splitlines()
     assert [json.loads(line)["numbers"]["R@1"] for line in lines[-2:]] == [2, 3]
     assert len(lines) == 3
-    if cut == 1:  # the line feed alone
-        assert [record["numbers"]["R@1"] for record in read_records(path)] == [1, 2, 3]
-    else:
-        with pytest.raises(UserError, match=r"results.jsonl, line 1 is corrupt.*; remove that line"):
-            read_records(path)
+    kept = [record["numbers"]["R@1"] for record in read_records(path)]
+    named = "line 1 was cut short" in caplog.text
+    assert (kept, named) == (([1, 2, 3], False) if cut == 1 else ([2, 3], True))  # 1: the line feed alone
+
+
+@pytest.mark.parametrize("line", ["{}", "no record", '{"what": 1, "numbers": {}}', '{"what": "retrieval"}'])
+def test_line_that_is_corrupt_is_named(tmp_path, line):
+    path = tmp_path / "results.jsonl"
+    path.write_text(f"{line}\n")
+    with pytest.raises(UserError, match=r"results.jsonl, line 1 is corrupt.*; remove that line"):
+        read_records(path)
 
 
 def test_waits_for_another_that_is_writing(tmp_path):
