@@ -13,11 +13,13 @@ import cv2
 import PIL
 import torch
 
+from utils.cores import available_cores
+
 
 def print_setting(argv: Sequence[str] | None) -> None:
     """Print processor, versions and command; ``argv`` as ``main`` got it."""
     print(
-        f"{platform.processor() or platform.machine()}, {len(os.sched_getaffinity(0))} of {os.cpu_count()} "
+        f"{platform.processor() or platform.machine()}, {available_cores()} of {os.cpu_count()} "
         f"cores, load {os.getloadavg()[0]:.1f}, torch {torch.__version__}, cuDNN "
         f"{torch.backends.cudnn.version()}, OpenCV {cv2.__version__}, Pillow {PIL.__version__}, Python "
         f"{platform.python_version()}: python -m {sys.modules['__main__'].__spec__.name} "
