@@ -28,12 +28,13 @@ from dataset.store import shuffled
 from utils.cores import available_cores
 from utils.errors import UserError
 from utils.files import cache_folder, lock, write_atomically
-from utils.workers import start_worker
+from utils.workers import READ_AHEAD, start_worker
 
 log = logging.getLogger("coclr")
 
 INDEX = ".frame_index.json"
 SECONDS_BETWEEN_SAVES = 60
+CRASHED = f"reading it ended the process; remove {INDEX} to have it tried again"
 WORTH_SEEKING = 8  # frames to skip, that is the time it takes to open a file once more
 
 # "bytes" and "time" of a file, then what ``pack`` makes of its index or "broken", why there is none
@@ -43,8 +44,7 @@ Entry = dict[str, Any]
 class VideoFiles:
     """The videos in a folder and those below, see ``dataset.footage``, or one file; completes their index.
 
-    The names are in the order of a database of the same videos. Raises UserError for a folder without videos,
-    or when a decoder ends the process.
+    The names are in the order of a database of the same videos. Raises UserError for a folder without videos.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -187,28 +187,41 @@ def _lock_index(folder: Path) -> tuple[Path, BinaryIO]:
 
 
 def _make_entries(missing: Sequence[Video], entries: dict[str, Entry], path: Path) -> None:
-    """Add the entries of the ``missing`` videos and save all to ``path``, now and then and at the end."""
-    workers = min(available_cores(), len(missing))
-    loader = DataLoader(_Indexing(missing), batch_size=None, num_workers=workers, worker_init_fn=start_worker)
+    """Add the entries of the ``missing`` videos and save all of them to ``path``, now and then and at the end.
+
+    When a decoder ends its process, those that were under way are tried again, each by itself.
+    """
     log.info("looking for the frames of %d videos, once: the index is kept in %s", len(missing), path)
-    saved, done = time.monotonic(), 0
+    parts = [list(missing)]
+    saved = time.monotonic()
     try:
-        for entry in tqdm(loader, "index", unit="video", disable=None, leave=False, dynamic_ncols=True):
-            entries[missing[done].name] = entry
-            done += 1
-            if time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
-                _write_index(entries, path)
-                saved = time.monotonic()
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        suspects = ", ".join(video.path for video in missing[done : done + 2 * workers])
-        raise UserError(
-            f"a decoder ended its process, at one of {suspects}; remove that file, or make a database by "
-            "'python -m dataset.prepare', which leaves it out; what was found before is kept"
-        ) from error
+        with tqdm(total=len(missing), desc="index", unit="video", disable=None, leave=False) as bar:
+            while parts:
+                part, done = parts.pop(), 0
+                workers = min(available_cores(), len(part))
+                try:
+                    for entry in _loader(part, workers):
+                        entries[part[done].name] = entry
+                        done += 1
+                        bar.update()
+                        if time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
+                            _write_index(entries, path)
+                            saved = time.monotonic()
+                except RuntimeError as error:
+                    if "DataLoader worker" not in str(error):
+                        raise
+                    if len(part) == 1:
+                        entries[part[0].name] = state_of(part[0].path) | {"broken": CRASHED}
+                        bar.update()
+                    else:
+                        begun = done + READ_AHEAD * workers
+                        parts += [part[begun:], *([video] for video in reversed(part[done:begun]))]
     finally:
         _write_index(entries, path)
+
+
+def _loader(videos: Sequence[Video], workers: int) -> DataLoader:
+    return DataLoader(_Indexing(videos), batch_size=None, num_workers=workers, worker_init_fn=start_worker)
 
 
 def _write_index(entries: dict[str, Entry], path: Path) -> None:

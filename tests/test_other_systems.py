@@ -59,7 +59,9 @@ def test_preparing_training_and_evaluating_without_what_linux_has(tmp_path):
         for seed in range(4):
             frames = [picture(seed, 2 * t) for t in range(12)]
             write_video(tmp_path / f"videos/{label}/{label}{seed}.avi", frames)
-    on_macos(*"-m dataset.prepare tiny --videos videos --out data/tiny -j 2".split(), cwd=tmp_path)
+    on_macos(
+        *"-m dataset.prepare tiny --videos videos --out data/tiny --streams rgb -j 2".split(), cwd=tmp_path
+    )
     on_macos(*NCE, "-j", "1", "--epochs", "1", cwd=tmp_path)
     assert len(losses(tmp_path / "log-pretrain" / RUN)) == 1
     test = ("--dataset", "tiny", *SMALL[:4], "--test", f"log-pretrain/{RUN}/model/epoch0.pth.tar")
