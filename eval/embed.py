@@ -45,9 +45,21 @@ def make_parser() -> Parser:
     parser = Parser(__doc__.split("\n")[0], "VIDEOS --weights CKPT")
     parser.add_argument("videos", metavar="VIDEOS", help="folder of video files, of any depth")
     parser.add_argument("--weights", metavar="CKPT", required=True, help="path, URL or released name")
-    parser.add_argument("--out", default="features.npz", help="what is current in it is not made anew")
-    parser.add_argument("--windows", action="store_true", help="features of each window too")
-    parser.add_argument("--like", metavar="FILE", help="list the videos that are most like this one")
+    parser.add_argument(
+        "--out",
+        default="features.npz",
+        help="gets names [V] and features [V, C] (numpy.load reads it); made anew only where the videos, weights or "
+        "options have changed",
+    )
+    parser.add_argument(
+        "--windows",
+        action="store_true",
+        help="features of each window too: windows [W, C], the row of its video in window_video [W], its first frame "
+        "in window_frame [W]",
+    )
+    parser.add_argument(
+        "--like", metavar="FILE", help="list the videos that are most like this one, in VIDEOS or elsewhere"
+    )
     parser.add_argument("--neighbours", type=positive_int, default=5, help="how many --like lists")
     parser.add_argument("--gallery", metavar="FILE", help="show them, as .html (moving) or .png")
     parser.add_argument("--offline", action="store_true", help="never download; weights from the cache alone")
@@ -59,8 +71,6 @@ def make_parser() -> Parser:
 
 def open_footage(path: str) -> Videos:
     """All videos of a folder, or one file, in the order of their names."""
-    if not Path(path).exists():
-        raise UserError(f"there is no {path}; check the path")
     source = VideoFiles(path)
     if not source.names:
         raise UserError(f"no video of {path} can be decoded")
@@ -68,6 +78,16 @@ def open_footage(path: str) -> Videos:
     frames = source.frame_counts()
     videos = Videos({"rgb": source}, source.names, {"rgb": rows}, frames, 0 * rows, rows, classes=[])
     return videos.subset(np.argsort(source.names))
+
+
+def check_places(args: argparse.Namespace) -> None:
+    """Raise UserError, before the work, for what is not there to be read or cannot be written."""
+    for path in filter(None, (args.videos, args.like)):
+        if not Path(path).exists():
+            raise UserError(f"there is no {path}; check the path")
+    check_folder(Path(args.out).parent, "--out")
+    if args.gallery:
+        check_folder(Path(args.gallery).parent, "--gallery")
 
 
 def refuse_flow(path: Path, checkpoint: dict[str, Any]) -> None:
@@ -136,18 +156,21 @@ def clip_of(videos: Videos, name: str, caption: str, border: str = "unknown") ->
 
 
 def show_like(
-    args: argparse.Namespace, arrays: Arrays, videos: Videos, embed: Callable[[Videos], Arrays]
+    args: argparse.Namespace,
+    arrays: Arrays,
+    videos: Videos,
+    like: Videos,
+    embed: Callable[[Videos], Arrays],
 ) -> None:
-    """List the folder's videos that are most like the --like video, itself aside; show them in --gallery."""
+    """List the folder's videos that are most like the one of ``like``, itself aside; show them in --gallery."""
     names, features = arrays["names"].tolist(), arrays["features"]
     name = name_in(args.videos, args.like)
     if name in names:
         query = features[names.index(name)]
         row = [clip_of(videos, name, name, "query")]
     else:
-        others = open_footage(args.like)
-        query = embed(others)["features"][0]
-        row = [clip_of(others, others.names[0], args.like, "query")]
+        query = embed(like)["features"][0]
+        row = [clip_of(like, like.names[0], args.like, "query")]
     found = [(names[i], likeness) for i, likeness in most_like(query, features) if names[i] != name]
     for neighbour, likeness in found[: args.neighbours]:
         sys.stdout.write(f"{likeness:.3f}  {neighbour}\n")
@@ -162,6 +185,7 @@ def main(argv: list[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
     if args.gallery and not args.like:
         raise UserError("--gallery shows what --like FILE finds: give both")
+    check_places(args)
     world = launch.start(args)
     if world.size > 1:
         raise UserError(
@@ -174,11 +198,11 @@ def main(argv: list[str] | None = None) -> None:
     feature_shape(net, args.seq_len, args.img_dim)
     backbone, param = select_backbone(net)
     load_backbone(backbone, checkpoint, path)
-    check_folder(Path(args.out).parent, "--out")
 
     def embed(videos: Videos) -> Arrays:
         return embedded(backbone, param["feature_size"], videos, args, world)
 
+    like = open_footage(args.like) if args.like else None  # or refused, before the work
     videos = open_footage(args.videos)
     about = {"videos": content_digest(videos), **network_provenance(args, net, path, checkpoint)}
     provenance = json.dumps(about, sort_keys=True)
@@ -188,8 +212,8 @@ def main(argv: list[str] | None = None) -> None:
         with write_atomically(args.out) as file:
             np.savez(file, provenance=np.array(provenance), **arrays)
     log.info("%s: features %s of the videos in %s", args.out, list(arrays["features"].shape), args.videos)
-    if args.like:
-        show_like(args, arrays, videos, embed)
+    if like:
+        show_like(args, arrays, videos, like, embed)
 
 
 if __name__ == "__main__":

@@ -126,6 +126,14 @@ BAD = {
     "broken query": (("--like", "videos/broken.mp4"), "no video of videos/broken.mp4 can be decoded"),
     "no such weights": (("--weights", "nowhere.tar"), "no checkpoint at nowhere.tar"),
     "place": (("--out", "a.tar/features.npz"), "a.tar: Not a directory; .*--out"),
+    "place of gallery": (
+        ("--like", "videos/a.avi", "--gallery", "a.tar/g.html"),
+        "a.tar: Not .*; .*--gallery",
+    ),
+    "released, offline": (
+        ("--weights", "CoCLR-ucf101-rgb", "--offline"),
+        "CoCLR-ucf101-rgb is not in the cache; put https",
+    ),
     "flow": (("--weights", "flow.tar"), "flow.tar are of optical flow, which video files have not"),
     "reversed": (("--weights", "reversed.tar"), "reversed.tar are of optical flow"),
     "small": (("--img_dim", "8"), "too small"),
@@ -141,3 +149,4 @@ def test_bad_input_is_one_line(cwd, case, capsys):
         run(*options)
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert re.search(f"^error: .*{message}", last), last
+    assert not (cwd / "features.npz").exists()
