@@ -295,9 +295,11 @@ def execute(words: list[str]) -> int:
     """
     words = [str(ROOT / word) if word.endswith(".py") else word for word in words]
     process = subprocess.Popen([sys.executable, *words])
-    signal.signal(signal.SIGINT, lambda *_: None)
-    signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    meanwhile = {signal.SIGINT: lambda *_: None, signal.SIGTERM: lambda *_: process.terminate()}
+    before = {number: signal.signal(number, handler) for number, handler in meanwhile.items()}
     status = process.wait()
+    for number, handler in before.items():
+        signal.signal(number, handler)
     return status if status >= 0 else 128 - status
 
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 from databases import make_dataset
 from hypothesis import settings
-from runs import NCE, RUN, run_ok
+from runs import NCE, RUN, forget_power_cuts, run_ok
 
+forget_power_cuts()
 torch.set_num_threads(1)  # small tensors: several threads only wait for one another on busy cores
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
 settings.load_profile("repeatable")

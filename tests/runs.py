@@ -46,11 +46,18 @@ def environment() -> dict[str, str]:
     return kept | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
+def forget_power_cuts() -> None:
+    """Do not wait for the disk, which takes most of the time of a checkpoint; killed processes lose
+    nothing."""
+    os.fsync = lambda descriptor: None
+
+
 def _become(words: tuple[str, ...], cwd: Path, env: dict[str, str], output: tuple[Path, Path]) -> None:
     """In a fork: be the command, from its environment to its functions at exit."""
     multiprocessing.set_start_method(
         None, force=True
     )  # of loader workers: the system's own, not the fork server
+    forget_power_cuts()
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)

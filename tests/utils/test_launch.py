@@ -107,16 +107,30 @@ def test_two_runs_that_meet_are_refused_by_what_differs(cwd):
     assert not (cwd / "log-pretrain").exists()
 
 
-@pytest.mark.slow
-def test_waiting_is_said_and_ctrl_c_ends_it(cwd):
-    place = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    with Started(*HALF, cwd=cwd, **place) as process:
-        errors = process.output[1]
-        while not errors.exists() or "process 0 of 2 is still waiting" not in errors.read_text():
-            process.process.join(0.1)
-            assert process.process.exitcode is None
-        process.send_signal(signal.SIGINT)
-        assert process.finish(timeout=20).returncode in (-signal.SIGINT, 130)
+def wait_alone(port, errors):
+    """In a process of its own: one of two processes, whose other never comes."""
+    os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT), 2)
+    launch.SECONDS_OF_SILENCE = 0.2
+    start_one_of_two(0, port)
+
+
+def start_one_of_two(rank, port):
+    parser = Parser("")
+    add_launch_options(parser)
+    place = ["--world-size", "2", "--rank", str(rank), "--dist-url", f"tcp://127.0.0.1:{port}"]
+    launch.start(parser.parse_args([*place, "--gpu", "-1"]))
+
+
+def test_waiting_is_said_and_ctrl_c_ends_it(tmp_path):
+    errors = tmp_path / "stderr"
+    process = multiprocessing.get_context("forkserver").Process(target=wait_alone, args=(free_port(), errors))
+    process.start()
+    while not errors.exists() or "process 0 of 2 is still waiting" not in errors.read_text():
+        process.join(0.1)
+        assert process.exitcode is None
+    os.kill(process.pid, signal.SIGINT)
+    process.join(20)
+    assert process.exitcode == -signal.SIGINT
 
 
 def threads_of_group():
@@ -131,19 +145,7 @@ def train_a_little(rank, port, outcome):
 
     @launch.closes_process_group
     def main():
-        words = (
-            "--world-size",
-            "2",
-            "--rank",
-            str(rank),
-            "--dist-url",
-            f"tcp://127.0.0.1:{port}",
-            "--gpu",
-            "-1",
-        )
-        parser = Parser("")
-        add_launch_options(parser)
-        launch.start(parser.parse_args(words))
+        start_one_of_two(rank, port)
         model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(3, 3), broadcast_buffers=False)
         model(torch.ones(2, 3)).sum().backward()
         assert threads_of_group()
