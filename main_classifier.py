@@ -43,9 +43,7 @@ def make_parser() -> Parser:
     parser = Parser(__doc__)
     add_model_options(parser, ["lincls"])
     group = parser.add_argument_group("classifier")
-    group.add_argument(
-        "--pretrain", metavar="CKPT", help="start from this checkpoint's network: path, URL or name"
-    )
+    group.add_argument("--pretrain", metavar="CKPT", help="start from its network: path, URL or name")
     group.add_argument(
         "--train_what",
         default="last",
@@ -53,13 +51,9 @@ def make_parser() -> Parser:
         help="last: linear probe; ft: all, the network at lr/10; all: all at one lr",
     )
     group.add_argument("--which_split", type=positive_int, default=1, help="train/test split of the dataset")
-    group.add_argument(
-        "--optim", default="adam", choices=["adam", "sgd"], help="optimiser; sgd: momentum 0.9"
-    )
+    group.add_argument("--optim", default="adam", choices=["adam", "sgd"], help="sgd: momentum 0.9")
     group.add_argument("--dropout", type=float, default=0.9, help="of features, with --train_what ft or all")
-    group.add_argument(
-        "--final_bn", action="store_true", help="batch norm before the layer; always with last"
-    )
+    group.add_argument("--final_bn", action="store_true", help="batch norm before it; always with last")
     group.add_argument("--num_fc", type=int, default=1, choices=[1], help="linear layers")
     group.add_argument("--eval_freq", type=positive_int, default=1, help="epochs between validations")
     group = parser.add_argument_group("test (training options do not matter then)")
@@ -74,9 +68,7 @@ def make_parser() -> Parser:
     group.add_argument("--out_dir", metavar="DIR", help="where a test's files go; beside CKPT if not given")
     group.add_argument("--dirname", default="feature", help="folder there that keeps features")
     group.add_argument("--results", default="results.jsonl", help="file that gets a record of each test")
-    group.add_argument(
-        "--offline", action="store_true", help="never download; released weights from the cache alone"
-    )
+    group.add_argument("--offline", action="store_true", help="never download; weights from the cache alone")
     add_data_options(parser, dataset="ucf101", clips=1, workers=8)
     add_training_options(parser, wd=1e-3, schedule=[60, 80], prefix="linclr")
     add_launch_options(parser)
@@ -87,14 +79,10 @@ def check_options(args: argparse.Namespace) -> None:
     """Refuse what cannot work together, before anything is read."""
     name = parse_name(args.dataset)
     if name.clips != 1 or len(name.streams) != 1:
-        raise UserError(
-            f"--dataset {args.dataset} is for pretraining; evaluation takes {name.base} or {name.base}-f"
-        )
+        raise UserError(f"--dataset {args.dataset} is for pretraining; test {name.base} or {name.base}-f")
     for option in ("pretrain", "resume"):
         if args.test and getattr(args, option):
-            raise UserError(
-                f"--test and --{option} exclude one another: one tests a checkpoint, the other trains"
-            )
+            raise UserError(f"--test and --{option} exclude one another: one tests, the other trains")
     asked = [
         f"--{test}" for test in ("center_crop", "five_crop", "ten_crop", "retrieval") if getattr(args, test)
     ]

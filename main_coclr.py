@@ -44,9 +44,7 @@ def make_parser() -> Parser:
         help="checkpoints of the stream that is trained and of the one that mines; 'random': untrained",
     )
     group.add_argument("--topk", type=int, default=5, help="neighbours mined per query; 0: siblings only")
-    group.add_argument(
-        "--reverse", action="store_true", help="train flow and mine with RGB, not the other way round"
-    )
+    group.add_argument("--reverse", action="store_true", help="train flow and mine with RGB")
     group.add_argument(
         "--hide_self",
         type=float,
@@ -105,9 +103,7 @@ def co_training_step(
 def start_encoders(model: CoCLR, pretrained: list[str] | None) -> None:
     """Start q and k from the first of --pretrain and the sampler from the second; say what was loaded."""
     if not pretrained:
-        raise UserError(
-            "--pretrain OWN OTHER is needed: the two checkpoints to start from ('random' for untrained)"
-        )
+        raise UserError("--pretrain OWN OTHER is needed: two checkpoints to start from ('random': untrained)")
     streams = ("flow", "RGB") if model.reverse else ("RGB", "flow")
     encoders = {"trained": model.encoder_q, "sampler": model.sampler}
     for path, (role, encoder), stream in zip(pretrained, encoders.items(), streams, strict=True):
@@ -166,9 +162,7 @@ def main(argv: list[str] | None = None) -> None:
     else:
         start_encoders(model, args.pretrain)
         steps = args.moco_k // (args.batch_size * world.size)
-        log.info(
-            "the queues start empty, as they should: the first %d steps fill them and train nothing", steps
-        )
+        log.info("the queues start empty, as they should: the first %d steps fill them", steps)
     clip_shape = (args.batch_size, 3, args.seq_len, args.img_dim, args.img_dim)
     refuse_unsound_precision(args.precision, world.device, model.encoder_q, clip_shape)
 

@@ -33,9 +33,7 @@ log = logging.getLogger("coclr")
 def make_parser() -> Parser:
     parser = Parser(__doc__)
     add_model_options(parser, list(METHODS))
-    parser.add_argument(
-        "--pretrain", metavar="CKPT", help="start both encoders from this checkpoint's query encoder"
-    )
+    parser.add_argument("--pretrain", metavar="CKPT", help="start from this checkpoint's query encoder")
     add_data_options(parser, dataset="ucf101-2clip", clips=2, workers=16)
     add_training_options(parser, wd=1e-5, schedule=[120, 160], prefix="pretrain")
     add_momentum_contrast_options(parser)
@@ -54,9 +52,7 @@ def main(argv: list[str] | None = None) -> None:
 
     method = METHODS[args.model]
     if "label" in method.inputs and not loader.dataset.videos.classes:
-        raise UserError(
-            f"--model {args.model} needs labels: videos in folders of their classes (class/video)"
-        )
+        raise UserError(f"--model {args.model} needs labels: videos in folders of classes (class/video)")
     torch.manual_seed(args.seed)
     model = method.model(args.net, args.moco_dim, args.moco_k, args.moco_m, args.moco_t)
     split_batch_norm(model, splits)

@@ -68,9 +68,7 @@ class ClipDataset(Dataset):
                 return self._sample(epoch, (index + offset) % len(self)) | {"broken": "; ".join(problems)}
             except BrokenVideo as error:
                 problems.append(str(error))
-        raise UserError(
-            f"every one of {len(self)} videos is unreadable, e.g. {problems[0]}; prepare them again"
-        )
+        raise UserError(f"every one of {len(self)} videos is unreadable, e.g. {problems[0]}; prepare anew")
 
     def _sample(self, epoch: int, index: int) -> Sample:
         videos = self.videos

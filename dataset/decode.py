@@ -27,9 +27,7 @@ TIMED = ("mov", "matroska", "flv", "asf")  # containers whose duration does not 
 TEXT_ART = ("tty", "bin", "xbin", "adf", "idf")  # what FFmpeg takes notes beside videos for
 ENOUGH = 0.9  # a video of which a smaller share decodes is left out
 SEGMENT = b"\x18\x53\x80\x67"  # what holds everything else in a Matroska file
-SEEK_BEFORE = Fraction(
-    1, 2
-)  # seconds: in MPEG streams, seeking finds the key frame after the time that it is given
+SEEK_BEFORE = Fraction(1, 2)  # seconds: in MPEG streams, seeking finds the key frame after the time given
 LONGEST = 1 << 40  # bytes of a part of a file; what says more is damaged
 
 
@@ -98,9 +96,7 @@ def index_frames(path: str, report: Report | None = None) -> FrameIndex:
     index = FrameIndex(pts, keys, video.size)
     if index.is_timed() and video.report.lost + video.report.concealed == 0:
         return index
-    return FrameIndex(
-        np.full_like(pts, -1), keys[:1], video.size
-    )  # what is concealed depends on all before it
+    return FrameIndex(np.full_like(pts, -1), keys[:1], video.size)  # concealment depends on all before it
 
 
 def read_frames(path: str, index: FrameIndex, numbers: Sequence[int]) -> Iterator[np.ndarray]:

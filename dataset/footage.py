@@ -71,9 +71,7 @@ def find_videos(folder: Path) -> Footage:
             reason = f"another video has this name: {videos[name].path} is taken"
             footage.left_out[os.path.relpath(path, folder)] = reason
         elif name.encode(errors="ignore").decode().splitlines() != [name]:  # lines, or not UTF-8 on the disk
-            footage.left_out[ascii(name)] = (
-                "the name has characters that a list of names cannot hold; rename it"
-            )
+            footage.left_out[ascii(name)] = "a list of names cannot hold these characters; rename it"
         else:
             videos[name] = Video(name, path, size)
 

@@ -35,9 +35,7 @@ class LmdbFile:
             if transaction > newest:
                 newest, self.root, pages = transaction, root, last + 1
         if self._size < (pages - SPARE_PAGES) * self.page_size:
-            raise ValueError(
-                f"cut short: {self._size} of at least {(pages - SPARE_PAGES) * self.page_size} bytes"
-            )
+            raise ValueError(f"cut short: {self._size} of {(pages - SPARE_PAGES) * self.page_size} bytes")
 
     def __reduce__(self):
         return LmdbFile, (self.path,)

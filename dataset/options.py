@@ -28,7 +28,7 @@ def add_clip_options(group: argparse._ActionsContainer, workers: int) -> None:
     group.add_argument("--ds", type=positive_int, default=1, help="stride between the frames of a clip")
     group.add_argument("--img_dim", type=positive_int, default=128, help="side of the frames in pixels")
     group.add_argument(
-        "--batch_size", type=positive_int, default=32, help="videos per process and step; windows of tests"
+        "--batch_size", type=positive_int, default=32, help="videos per process and step; windows in tests"
     )
     group.add_argument(
         "-j",

@@ -214,9 +214,7 @@ def _split(
             everything = {video.name for f in PART_FOLDERS.values() for video in find_videos(top / f).videos}
         classes = class_list(lists, everything, everything)
     if not classes and part == "test":
-        raise UserError(
-            f"{dataset.base} has no test part: its videos, not all in folders of classes, have no labels"
-        )
+        raise UserError(f"{dataset.base} has no test part and no labels: not all videos lie in class folders")
     if lies_apart or not classes:
         return names, classes, f"all in {folder}" if classes else f"all in {folder}, without labels"
     parts, origin = find_split(dataset.base, lists, names, split)

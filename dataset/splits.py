@@ -49,9 +49,7 @@ def read_classes(folder: Path, names: Sequence[str]) -> list[str]:
     classes = [spelled.get(composed(line).strip(), line.strip()) for line in read_lines(path)]
     unknown = sorted(set(spelled.values()) - set(classes))
     if unknown and classes:
-        raise UserError(
-            f"{path} lacks the class {unknown[0]!r} of the database beside it; add it or remove the file"
-        )
+        raise UserError(f"{path} lacks the class {unknown[0]!r} of the database; add it or remove the file")
     return classes
 
 
@@ -81,9 +79,7 @@ def ucf101_split(names: Sequence[str], split: int) -> dict[str, list[str]]:
     for name in names:
         match = UCF_NAME.search(name)
         if not match:
-            raise UserError(
-                f"{name!r} is not a UCF101 name (Class/v_Class_gGG_cCC); is this database really UCF101?"
-            )
+            raise UserError(f"{name!r} is not a UCF101 name (Class/v_Class_gGG_cCC); is this UCF101?")
         parts["test" if (int(match["group"]) - 1) // 7 == split - 1 else "train"].append(name)
     return parts
 
@@ -214,13 +210,9 @@ def find_split(base: str, folder: Path, names: Sequence[str], split: int) -> tup
     if found:
         return found[0], f"{found[1]} in {folder}, split {split}"
     if facts.split_by == "lists":
-        raise UserError(
-            f"no HMDB51 lists (<class>_test_split{split}.txt) in {folder}; put the official ones there"
-        )
+        raise UserError(f"no HMDB51 lists (<class>_test_split{split}.txt) in {folder}; put them there")
     if split != 1:
-        raise UserError(
-            f"no lists for split {split} in {folder}; only split 1 can do without (an even split)"
-        )
+        raise UserError(f"no lists for split {split} in {folder}; only split 1 can be even, without")
     return even_split(
         names
     ), f"no lists in {folder}: an even split, every fourth video of a class for testing"

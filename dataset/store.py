@@ -42,9 +42,7 @@ class VideoStore:
     def __init__(self, path: str | os.PathLike):
         self.path = os.fspath(path)
         if not os.path.exists(self.path):
-            raise UserError(
-                f"no database at {self.path}; mend the path or make one by 'python -m dataset.prepare'"
-            )
+            raise UserError(f"no database at {self.path}; make one by 'python -m dataset.prepare'")
         try:
             self._file = LmdbFile(self.path)
         except (OSError, ValueError, struct.error) as error:
@@ -244,9 +242,7 @@ def _write_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (lmdb.Error, OSError) as error:
-        raise UserError(
-            f"cannot write {path}: {error}; make room or mend the folder and start again"
-        ) from error
+        raise UserError(f"cannot write {path}: {error}; make room or mend it and start again") from error
 
 
 def _commit(environment: lmdb.Environment, batch: list[tuple[bytes, bytes]]) -> None:

@@ -188,9 +188,7 @@ def main(argv: list[str] | None = None) -> None:
     check_places(args)
     world = launch.start(args)
     if world.size > 1:
-        raise UserError(
-            f"{world.size} processes were started; eval.embed is one: start it without a launcher"
-        )
+        raise UserError(f"{world.size} processes were started; eval.embed is one: start no launcher")
     path = fetch(args.weights, args.offline)
     checkpoint = load_checkpoint(path)
     refuse_flow(path, checkpoint)

@@ -25,12 +25,8 @@ def make_parser() -> Parser:
     add_feature_options(parser)
     parser.add_argument("--batch_size", type=positive_int, default=1024, help="features per step")
     parser.add_argument("--epochs", type=positive_int, default=100, help="epochs in all")
-    parser.add_argument(
-        "--eval_freq", type=positive_int, default=5, help="epochs between tests; the last is tested"
-    )
-    parser.add_argument(
-        "--schedule", type=int, nargs="*", default=(60, 80), help="epochs that drop the rate to 1/10"
-    )
+    parser.add_argument("--eval_freq", type=positive_int, default=5, help="epochs between tests")
+    parser.add_argument("--schedule", type=int, nargs="*", default=(60, 80), help="epochs that drop the rate")
     parser.add_argument("--lr", type=float, default=1.0, help="learning rate at the start")
     parser.add_argument("--wd", type=float, default=1e-3, help="weight decay")
     parser.add_argument("--normalize", action="store_true", help="L2-normalise the features")
@@ -63,9 +59,7 @@ def probe(args: argparse.Namespace, train: Features, test: Features) -> dict[str
             loss.backward()
             optimizer.step()
         if not loss.isfinite():
-            raise UserError(
-                f"loss is {loss.item()} in epoch {epoch}; lower --lr {args.lr} or give --normalize"
-            )
+            raise UserError(f"loss is {loss.item()} in epoch {epoch}; lower --lr {args.lr} or --normalize")
         if (epoch + 1) % args.eval_freq == 0 or epoch == args.epochs - 1:
             with torch.no_grad():
                 last = accuracies(model.eval()(test_x), test.labels)
@@ -89,13 +83,9 @@ def main(argv: list[str] | None = None) -> None:
         )
     numbers = probe(args, train, test)
     log.info(
-        "%s, %d test videos: last epoch: top1 %.2f, top5 %.2f (best epoch by test accuracy: %d, top1 %.2f)",
-        folder,
-        len(test.labels),
-        numbers["top1"],
-        numbers["top5"],
-        numbers["best_epoch"],
-        numbers["best_epoch_top1"],
+        f"{folder}, {len(test.labels)} test videos: last epoch: top1 {numbers['top1']:.2f}, top5 "
+        f"{numbers['top5']:.2f} (best epoch by test accuracy: {numbers['best_epoch']}, top1 "
+        f"{numbers['best_epoch_top1']:.2f})"
     )
     options = ("lr", "wd", "epochs", "schedule", "batch_size", "normalize", "final_bn", "seed")
     provenance = read_provenance(folder, args.dataset)

@@ -26,15 +26,11 @@ Probabilities = dict[str, dict[str, Any]]
 
 def make_parser() -> Parser:
     parser = Parser(__doc__, "--prob1 PROB1 --prob2 PROB2")
-    parser.add_argument(
-        "--prob1", required=True, help="RGB: JSON of class probabilities (c), or feature folder (s)"
-    )
+    parser.add_argument("--prob1", required=True, help="RGB: JSON of probabilities (c), feature folder (s)")
     parser.add_argument("--prob2", required=True, help="flow: the same")
     parser.add_argument("--dataset", default="ucf101", help="dataset that both were made of")
     parser.add_argument("--mode", default="c", choices=["c", "s"], help="c: classification; s: retrieval")
-    parser.add_argument(
-        "--dirname", default="feature", help="name of the feature folder beside a checkpoint (s)"
-    )
+    parser.add_argument("--dirname", default="feature", help="feature folder beside a checkpoint (s)")
     parser.add_argument("--results", default="results.jsonl", help="file that gets a record")
     return parser
 
@@ -42,9 +38,7 @@ def make_parser() -> Parser:
 def read_probabilities(path: str, dataset: str) -> Probabilities:
     """{video: {"mean_prob": [...], ...}} of a JSON file; UserError if another, or of another dataset."""
     if Path(path).is_dir():
-        raise UserError(
-            f"{path} is a folder; --mode c takes a ...-prob-ten.json, --mode s takes feature folders"
-        )
+        raise UserError(f"{path} is a folder; --mode c takes a ...-prob-ten.json, --mode s folders")
     videos = read_json(path)
     entries = list(videos.values()) if isinstance(videos, dict) else []
     lengths = {len(entry["mean_prob"]) if _has_probabilities(entry) else 0 for entry in entries}
@@ -75,14 +69,8 @@ def common_names(first: list[str], second: list[str], paths: tuple[str, str]) ->
             f"{paths[0]} and {paths[1]} have no video in common ({first[0]} there, {second[0]} here); "
             "are they of one dataset and split?"
         )
-    log.info(
-        "%d videos in both; %s lacks %d, %s lacks %d",
-        len(common),
-        paths[0],
-        len(there - set(first)),
-        paths[1],
-        len(set(first) - there),
-    )
+    lacking = len(there - set(first)), len(set(first) - there)
+    log.info(f"{len(common)} videos in both; {paths[0]} lacks {lacking[0]}, {paths[1]} lacks {lacking[1]}")
     return common
 
 

@@ -41,9 +41,7 @@ def read_videos(args: argparse.Namespace, *parts: str) -> list[Videos]:
         for part in parts
     ]
     if any(videos.classes != found[0].classes for videos in found):
-        raise UserError(
-            "training and test videos have different class lists; put one classes.txt beside the databases"
-        )
+        raise UserError("training and test videos have different classes; put one classes.txt beside both")
     return found
 
 

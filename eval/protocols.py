@@ -59,13 +59,9 @@ def evaluate_classifier(
     (videos,) = read_videos(args, "test")
     model = for_inference(load_classifier(checkpoint, args.net, videos.classes, path), args, world)
     provenance = provenance_of(args, path, checkpoint, {"test": videos})
-    log.info(
-        "%s: %s, epoch %d, %s",
-        path,
-        "linear probe" if model.use_l2_norm else "whole network trained",
-        provenance["epoch"],
-        "batch norm before the layer" if model.final_bn is not None else "no final batch norm",
-    )
+    trained = "linear probe" if model.use_l2_norm else "whole network trained"
+    norm = "no final batch norm" if model.final_bn is None else "batch norm before the layer"
+    log.info("%s: %s, epoch %d, %s", path, trained, provenance["epoch"], norm)
     probabilities, tested = class_probabilities(model, videos, args, world, crops)
     if not world.is_main:
         return
@@ -119,13 +115,8 @@ def evaluate_retrieval(
         features = {part: load_features(folder, args.dataset, part) for part in PARTS}
     train, test = (features[part] for part in PARTS)
     numbers, _, curve = retrieve([train], [test])
-    log.info(
-        "%s, %d queries in %d training videos: %s",
-        args.dataset,
-        len(test.labels),
-        len(train.labels),
-        as_text(numbers),
-    )
+    counts = f"{len(test.labels)} queries in {len(train.labels)} training videos"
+    log.info("%s, %s: %s", args.dataset, counts, as_text(numbers))
     append_record(
         args.results,
         "retrieval",

@@ -94,9 +94,7 @@ def check_folder(folder: Path, option: str) -> None:
     try:
         tempfile.TemporaryFile(dir=there).close()
     except OSError as error:
-        raise UserError(
-            f"cannot write to {there}: {error.strerror}; choose another folder by {option}"
-        ) from error
+        raise UserError(f"cannot write to {there}: {error.strerror}; choose another by {option}") from error
 
 
 def check_results(path: Path) -> None:
@@ -151,9 +149,7 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"cannot read {path}: {error}; evaluations write it, see main_classifier.py --test"
-        ) from error
+        raise UserError(f"cannot read {path}: {error}; main_classifier.py --test writes it") from error
     records = []
     for number, line in enumerate(lines, 1):
         try:

@@ -32,9 +32,7 @@ def make_parser() -> Parser:
         help="write queries and their nearest training clips as .html (moving, self-contained) or .png",
     )
     parser.add_argument("--curve", metavar="FILE.png", help="draw R@k over k")
-    parser.add_argument(
-        "--queries", type=positive_int, default=12, help="queries in the gallery, evenly over classes"
-    )
+    parser.add_argument("--queries", type=positive_int, default=12, help="queries shown, evenly over classes")
     parser.add_argument("--neighbours", type=positive_int, default=5, help="training clips shown per query")
     add_database_options(parser)
     parser.add_argument("--which_split", type=int, default=1, help="split that the features were made of")
@@ -82,13 +80,8 @@ def main(argv: list[str] | None = None) -> None:
     folder = find_folder(args.test, args.dirname, args.dataset)
     train, test = (load_features(folder, args.dataset, part) for part in PARTS)
     numbers, neighbours, curve = retrieve([train], [test])
-    log.info(
-        "%s, %d queries in %d training videos: %s",
-        folder,
-        len(test.labels),
-        len(train.labels),
-        as_text(numbers),
-    )
+    counts = f"{len(test.labels)} queries in {len(train.labels)} training videos"
+    log.info("%s, %s: %s", folder, counts, as_text(numbers))
     if args.curve:
         write_file(args.curve, recall_curve({args.dataset: curve}))
         log.info("wrote %s", args.curve)

@@ -110,9 +110,7 @@ def load_optimizer_state(
     for i, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
         entry = saved["state"].get(saved_id[parameter], {})
         if any(isinstance(v, Tensor) and v.dim() > 0 and v.shape != parameter.shape for v in entry.values()):
-            raise UserError(
-                f"{path}: its optimiser state does not fit the model's parameters; it belongs to another"
-            )
+            raise UserError(f"{path}: its optimiser state does not fit the model; it belongs to another")
         if entry:
             state[i] = entry
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

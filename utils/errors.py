@@ -50,9 +50,7 @@ def one_line_errors(main):
     @functools.wraps(main)
     def run(*args, **kwargs):
         if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(
-                errors="backslashreplace"
-            )  # a terminal need not have every letter of a name
+            sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack letters of a name
         try:
             result = main(*args, **kwargs)
             sys.stdout.flush()  # where a reader that left early is noticed

@@ -87,9 +87,7 @@ def lock(path: str | os.PathLike, wait: bool = True) -> BinaryIO:
         if error.errno not in NO_LOCKS:
             file.close()
             raise
-        log.warning(
-            "no locks on this file system (%s): use %s from one process at a time", error.strerror, path
-        )
+        log.warning("no locks on this file system (%s): use %s from one process alone", error.strerror, path)
     return file
 
 

@@ -120,9 +120,7 @@ def slurm_meeting_point() -> dict[str, str]:
     step = f"{env.get('SLURM_JOB_ID')}.{env.get('SLURM_STEP_ID')}"
     return {
         "MASTER_ADDR": first_host[0].replace("[", "") if first_host else "127.0.0.1",
-        "MASTER_PORT": str(
-            20000 + zlib.crc32(step.encode()) % 10000
-        ),  # below those that the system hands out
+        "MASTER_PORT": str(20000 + zlib.crc32(step.encode()) % 10000),  # below the system's own
     }
 
 
@@ -210,10 +208,8 @@ def start(args: argparse.Namespace) -> World:
         torch.cuda.set_device(device)
         if size == 1 and torch.cuda.device_count() > 1:
             log.warning(
-                "%d GPUs are visible, one process uses one of them; start one process per GPU: torchrun "
-                "--nproc_per_node=%d ...",
-                torch.cuda.device_count(),
-                torch.cuda.device_count(),
+                f"{torch.cuda.device_count()} GPUs are visible, one process uses one of them; start one "
+                f"process per GPU: torchrun --nproc_per_node={torch.cuda.device_count()} ..."
             )
     else:
         device = torch.device("cpu")

@@ -95,13 +95,9 @@ def add_training_options(parser: Parser, wd: float, schedule: list[int], prefix:
         metavar="CKPT|auto",
         help="go on from this checkpoint, or from the last that the run wrote",
     )
-    group.add_argument(
-        "--reset_lr", action="store_true", help="on --resume, take --lr, not the checkpoint's rate"
-    )
+    group.add_argument("--reset_lr", action="store_true", help="on --resume, take --lr, not its own rate")
     group.add_argument("--save_freq", type=positive_int, default=1, help="epochs between checkpoints")
-    group.add_argument(
-        "--print_freq", type=positive_int, default=5, help="steps between readings of the meters"
-    )
+    group.add_argument("--print_freq", type=positive_int, default=5, help="steps between looks at the meters")
     group.add_argument("--prefix", default=prefix, help="results go to log-PREFIX/")
     group.add_argument("--name_prefix", default="", help="start of the run's name")
     add_speed_options(parser)
@@ -128,12 +124,10 @@ def add_launch_options(parser: Parser) -> None:
     """What a launcher passes, or what is needed without one."""
     group = parser.add_argument_group("launch (torchrun, torch.distributed.launch and srun set these)")
     group.add_argument("--gpu", type=int, help="GPU of a single process; -1: run on the CPU")
-    group.add_argument(
-        "--world_size", type=positive_int, default=1, help="number of processes, without a launcher"
-    )
+    group.add_argument("--world_size", type=positive_int, default=1, help="processes, without a launcher")
     group.add_argument("--rank", type=int, default=-1, help="number of this process, without a launcher")
     group.add_argument("--dist_url", default="env://", help="where the processes meet")
     group.add_argument(
-        "--dist_backend", choices=["nccl", "gloo"], help="nccl on GPUs, gloo on a CPU, if not given"
+        "--dist_backend", choices=["nccl", "gloo"], help="default: nccl on GPUs, gloo on a CPU"
     )
     group.add_argument("--local_rank", type=int, help="number of this process on its machine")

@@ -5,9 +5,7 @@ import re
 
 from utils.errors import UserError
 
-SLURM_FIRST_RESERVED_STEP = (
-    0xFFFFFFF0  # batch scripts and interactive shells are steps with numbers from here on
-)
+SLURM_FIRST_RESERVED_STEP = 0xFFFFFFF0  # batch scripts and shells are steps from here on
 
 
 def process_ranks() -> tuple[int, int, int]:

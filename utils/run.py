@@ -96,7 +96,7 @@ class Run:
             self._lock = lock(self.folder / ".lock", wait=False)  # until the process ends
         except BlockingIOError as error:
             raise UserError(
-                f"another run is writing to {self.folder}; wait for it or choose another --name_prefix"
+                f"another run is writing to {self.folder}; wait or choose another --name_prefix"
             ) from error
         except OSError as error:
             raise UserError(
@@ -143,15 +143,11 @@ class Run:
             self._last_line = time.monotonic()
             left = (self.args.epochs - state.epoch) * total - done
             clips = left * self.args.batch_size * self.world.size
+            left = tqdm.format_interval(clips / speed["clips_per_second"])
             log.info(
-                "epoch %d, step %d/%d: %s, %.1f clips/s, data wait %.0f %%, %s left",
-                state.epoch,
-                done,
-                total,
-                as_text(steps[-1], 4),
-                speed["clips_per_second"],
-                100 * speed["data_wait"],
-                tqdm.format_interval(clips / speed["clips_per_second"]),
+                f"epoch {state.epoch}, step {done}/{total}: {as_text(steps[-1], 4)}, "
+                f"{speed['clips_per_second']:.1f} clips/s, data wait {100 * speed['data_wait']:.0f} %, "
+                f"{left} left"
             )
 
     def end_epoch(
@@ -177,9 +173,8 @@ class Run:
         """Save in the middle of an epoch and exit with 128 + ``number`` of the signal that asked for it."""
         if self.world.is_main:
             path = self.checkpoints.save_interrupted(state.checkpoint(vars(self.args)))
+            by = signal.Signals(number).name
             log.warning(
-                "stopped by %s; saved %s; the same command with --resume auto goes on from there",
-                signal.Signals(number).name,
-                path,
+                "stopped by %s; saved %s; the same command with --resume auto goes on from there", by, path
             )
         sys.exit(128 + number)

@@ -1,7 +1,6 @@
 """Videos that are folders of frames already extracted, with or without flow: JPEG files with numbers."""
 
 import os
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -9,13 +8,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from dataset.footage import Video
+from dataset.footage import IMAGE, Video
 from dataset.jpeg import decode, decode_whole, encode
 from dataset.store import BrokenVideo
-
-IMAGE = re.compile(
-    r"^(image|img|frame|(?P<flow>flow_x|flow_y|flow))_?(?P<number>\d+)\.(jpg|jpeg)$", re.IGNORECASE
-)
 
 
 def frame_files(video: Video) -> dict[str, list[str]]:

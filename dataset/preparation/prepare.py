@@ -87,11 +87,8 @@ def prepare(plan: Plan, jobs: int, only_merge: bool, rank: int, size: int) -> No
         if size == 1 and not only_merge:  # what was left out may have been mended since
             notes = {name: note for name, note in notes.items() if "records" in note}
         log.info(
-            "%s: %d videos, %d of them done before%s",
-            plan.footage.folder,
-            len(names),
-            len(done) + len(notes),
-            describe(plan.footage.ignored),
+            f"{plan.footage.folder}: {len(names)} videos, {len(done) + len(notes)} of them done before"
+            f"{describe(plan.footage.ignored)}"
         )
         todo = missing.keys() - notes.keys()
         if not only_merge:
@@ -114,9 +111,7 @@ def finished_videos(plan: Plan) -> set[str]:
     if not report:
         begun = (plan.unfinished / "options.json").exists()
         if not begun and any(path.exists() for path in plan.databases().values()):
-            raise UserError(
-                f"{plan.out} holds databases that were not made by this command; choose another --out"
-            )
+            raise UserError(f"{plan.out} holds databases that were not made by this command; choose another")
         return set()
     compare_options(report["options"], plan)
     sizes = {video.name: video.size for video in plan.footage.videos}
@@ -190,22 +185,16 @@ def prepare_share(share: list[Video], plan: Plan, jobs: int) -> dict[str, dict]:
             seconds += note.get("seconds", 0)
             bar.set_postfix_str(f"{frames / (time.perf_counter() - began):.1f} frames/s", refresh=False)
             if len(notes) == sample:
+                minutes = seconds / sample * (len(share) - sample) / jobs / 60
                 disk = 2 * size / sample * len(plan.footage.videos)
                 free = shutil.disk_usage(plan.out).free
                 log.info(
-                    "estimate from %d videos: %.1f minutes left for this process's %d; %.2f GB of disk for "
-                    "all %d, half of it only until they are merged; %.2f GB are free",
-                    sample,
-                    seconds / sample * (len(share) - sample) / jobs / 60,
-                    len(share),
-                    disk / 1e9,
-                    len(plan.footage.videos),
-                    free / 1e9,
+                    f"estimate from {sample} videos: {minutes:.1f} minutes left for this process's "
+                    f"{len(share)}; {disk / 1e9:.2f} GB of disk for all {len(plan.footage.videos)}, half of "
+                    f"it only until they are merged; {free / 1e9:.2f} GB are free"
                 )
                 if disk - size > free:
-                    log.warning(
-                        "%s is likely to fill up: make room, or use --short_side or --quality", plan.out
-                    )
+                    log.warning("%s is likely to fill up: make room, use --short_side or --quality", plan.out)
     return notes
 
 
@@ -219,9 +208,7 @@ def finish(plan: Plan, notes: dict[str, dict]) -> None:
     lines = [f"{name}: {reason}\n" for name, reason in sorted(left_out.items())]
     write_if_changed(plan.out / "left_out.txt", "".join(lines))
     if not prepared:
-        raise UserError(
-            f"not one of {len(names)} videos could be prepared; {plan.out / 'left_out.txt'} says why"
-        )
+        raise UserError(f"not one of {len(names)} videos could be prepared, see {plan.out / 'left_out.txt'}")
     report = read_report(plan.out)
     if new or prepared != names_in(plan):
         order = shuffled(prepared)
@@ -268,23 +255,18 @@ def log_report(out: Path, report: dict, new: int) -> None:
         return
     for stream, made in report["streams"].items():
         log.info(
-            "%s: %d frames, %.1f MB, %.0f bytes per frame",
-            out / STREAMS[stream].database,
-            made["frames"],
-            made["bytes"] / 1e6,
-            made["bytes_per_frame"],
+            f"{out / STREAMS[stream].database}: {made['frames']} frames, {made['bytes'] / 1e6:.1f} MB, "
+            f"{made['bytes_per_frame']:.0f} bytes per frame"
         )
     for name, text in list(report["remarks"].items())[:1]:
         number = len(report["remarks"])
         log.info("%s: remarks on %d videos, e.g. %s: %s", out / "prepared.json", number, name, text)
+    where = f" (see {out / 'left_out.txt'})" if report["left_out"] else ""
+    seconds = report["process_seconds"]
     log.info(
-        "%d videos, %d of them new, %d left out%s; %.1f process-minutes, %.0f %% of them in the flow method",
-        report["videos"],
-        new,
-        report["left_out"],
-        f" (see {out / 'left_out.txt'})" if report["left_out"] else "",
-        report["process_seconds"] / 60,
-        100 * report["flow_seconds"] / max(report["process_seconds"], 1e-9),
+        f"{report['videos']} videos, {new} of them new, {report['left_out']} left out{where}; "
+        f"{seconds / 60:.1f} process-minutes, {100 * report['flow_seconds'] / max(seconds, 1e-9):.0f} % of "
+        "them in the flow method"
     )
 
 
@@ -309,9 +291,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         help="folder of class/video.mp4 (any format) or of class/video/image_00001.jpg (and flow_x_, "
         "flow_y_00001.jpg pairs or 3-channel flow_00001.jpg); without labels folders of any depth",
     )
-    parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="gets rgb.lmdb, flow.lmdb, lists"
-    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="gets the databases and lists")
     parser.add_argument(
         "--splits",
         type=Path,
@@ -327,9 +307,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="rgb|flow|rgb,flow",
         help="what to make",
     )
-    parser.add_argument(
-        "--flow", default="tvl1", choices=tuple(METHODS), help="flow method; dis is several times as fast"
-    )
+    parser.add_argument("--flow", default="tvl1", choices=tuple(METHODS), help="dis is several times as fast")
     parser.add_argument("--bound", type=float, default=20.0, help="flow is clipped to this many pixels")
     parser.add_argument(
         "--short_side",
@@ -337,9 +315,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="PIXELS",
         help="scale frames so that the shorter side is this long; their size is kept if not given",
     )
-    parser.add_argument(
-        "--fps", type=float, help="leave out frames down to this rate; every frame if not given"
-    )
+    parser.add_argument("--fps", type=float, help="leave out frames down to this rate")
     parser.add_argument(
         "--quality", type=int, default=90, choices=range(1, 101), metavar="1-100", help="of the JPEGs"
     )
@@ -360,9 +336,7 @@ def make_plans(args: argparse.Namespace) -> list[Plan]:
     facts = dataset_facts(args.name)
     lists = find_lists(args.videos, args.splits)
     if facts.split_by == "lists" and not lists:
-        raise UserError(
-            f"{args.name} needs its lists (<class>_test_split1.txt ...): name their folder by --splits"
-        )
+        raise UserError(f"{args.name} needs its lists (<class>_test_split1.txt ...): give --splits")
     places = {args.videos: (args.out, tuple(PART_FOLDERS))}
     if lies_in_parts(args.name, args.videos):
         places = {
@@ -386,10 +360,8 @@ def make_plans(args: argparse.Namespace) -> list[Plan]:
         elsewhere = [video.name for video in footage.videos if not in_class_folder(video.name)]
         if elsewhere:
             log.info(
-                "%d of %d videos lie in no folder of a class (class/video), e.g. %s: there will be no labels",
-                len(elsewhere),
-                len(footage.videos),
-                elsewhere[0],
+                f"{len(elsewhere)} of {len(footage.videos)} videos lie in no folder of a class "
+                f"(class/video), e.g. {elsewhere[0]}: there will be no labels"
             )
         if facts.split_by == "names":  # refuse others before the work
             ucf101_split([video.name for video in footage.videos], 1)
@@ -406,9 +378,7 @@ def write_classes(plans: list[Plan], out: Path) -> None:
     if not path.is_file() or sorted(read_lines(path)) != sorted(classes):
         write_if_changed(path, "".join(f"{label}\n" for label in classes))
     if not classes:
-        log.info(
-            "no labels: not every video lies in a folder of its class (class/video); all are for training"
-        )
+        log.info("no labels: not every video lies in a folder of its class (class/video); all train")
 
 
 @one_line_errors
@@ -431,6 +401,4 @@ def main(argv: list[str] | None = None) -> None:
             "same command again"
         ) from error
     except KeyboardInterrupt:
-        raise UserError(
-            f"stopped; what was finished is kept in {args.out}: the same command goes on there"
-        ) from None
+        raise UserError(f"stopped; {args.out} keeps what was finished: the same command goes on") from None

@@ -27,9 +27,7 @@ def read_images(store: VideoStore, video: str, times: np.ndarray) -> list[np.nda
     except BrokenVideo as error:
         raise UserError(f"cannot show {error}; see 'python -m dataset.verify'") from error
     except ValueError as error:
-        raise UserError(
-            f"cannot show {video}: a frame is not a JPEG; see 'python -m dataset.verify --all'"
-        ) from error
+        raise UserError(f"cannot show {video}: a frame is broken; see 'python -m dataset.verify'") from error
 
 
 def contact_sheet(rows: list[list[np.ndarray]]) -> np.ndarray:
@@ -51,12 +49,8 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("db", metavar="DB", type=Path, help="a database, or a folder made by dataset.prepare")
     parser.add_argument("video", metavar="VIDEO", help="name, class/video")
-    parser.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="FILE.png", help="picture to write"
-    )
-    parser.add_argument(
-        "--frames", type=positive_int, default=8, help="columns, spread evenly over the video"
-    )
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.png", help="the picture")
+    parser.add_argument("--frames", type=positive_int, default=8, help="columns, evenly over the video")
     parser.add_argument("--bound", type=float, default=20.0, help="--bound that the flow was prepared with")
     parser.add_argument(
         "--full",

@@ -74,9 +74,7 @@ def verify_frame(
     try:
         image = decode_whole(jpeg)
     except ValueError as error:
-        raise BrokenVideo(
-            name, f"{store.path}: frame {index} is not a whole JPEG ({len(jpeg)} bytes)"
-        ) from error
+        raise BrokenVideo(name, f"{store.path}: frame {index} is not a whole JPEG ({len(jpeg)} B)") from error
     height, width = image.shape[:2]
     if size not in (None, (width, height)):
         raise BrokenVideo(
@@ -124,12 +122,8 @@ def pairs(path: Path) -> list[tuple[Path | None, Path | None]]:
 def main(argv: list[str] | None = None) -> None:
     parser = Parser("Check databases of videos; exit status 1 if something is broken.", "DB [FLOW_DB]")
     parser.add_argument("db", metavar="DB", type=Path, help="a database, or a folder made by dataset.prepare")
-    parser.add_argument(
-        "flow_db", metavar="FLOW_DB", type=Path, nargs="?", help="the flow database that belongs to it"
-    )
-    parser.add_argument(
-        "--sample", type=positive_int, default=100, help="videos of which three frames are decoded"
-    )
+    parser.add_argument("flow_db", metavar="FLOW_DB", type=Path, nargs="?", help="its flow database")
+    parser.add_argument("--sample", type=positive_int, default=100, help="videos to decode three frames of")
     parser.add_argument("--all", action="store_true", help="decode every frame")
     args = parser.parse_args(argv)
     problems: list[str] = []
