@@ -187,7 +187,7 @@ def _lock_index(folder: Path) -> tuple[Path, BinaryIO]:
 
 
 def _make_entries(missing: Sequence[Video], entries: dict[str, Entry], path: Path) -> None:
-    """Add the entries of the ``missing`` videos and save all of them to ``path``, now and then and at the end.
+    """Add the entries of the ``missing`` videos and save all to ``path``, now and then and at the end.
 
     When a decoder ends its process, those that were under way are tried again, each by itself.
     """

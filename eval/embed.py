@@ -48,14 +48,14 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--out",
         default="features.npz",
-        help="gets names [V] and features [V, C] (numpy.load reads it); made anew only where the videos, weights or "
-        "options have changed",
+        help="gets names [V] and features [V, C] (numpy.load reads it); made anew only where the videos, "
+        "weights or options have changed",
     )
     parser.add_argument(
         "--windows",
         action="store_true",
-        help="features of each window too: windows [W, C], the row of its video in window_video [W], its first frame "
-        "in window_frame [W]",
+        help="features of each window too: windows [W, C], the row of its video in window_video [W], its "
+        "first frame in window_frame [W]",
     )
     parser.add_argument(
         "--like", metavar="FILE", help="list the videos that are most like this one, in VIDEOS or elsewhere"
@@ -162,7 +162,7 @@ def show_like(
     like: Videos,
     embed: Callable[[Videos], Arrays],
 ) -> None:
-    """List the folder's videos that are most like the one of ``like``, itself aside; show them in --gallery."""
+    """List the folder's videos most like the one of ``like``, itself aside; show them in --gallery."""
     names, features = arrays["names"].tolist(), arrays["features"]
     name = name_in(args.videos, args.like)
     if name in names:

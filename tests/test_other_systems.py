@@ -38,7 +38,7 @@ sys.meta_path.insert(0, BecomeWindows())
 
 
 def run_on(system: str, words: tuple[str, ...], cwd: Path) -> subprocess.CompletedProcess:
-    """``python ROOT/<first word> ...`` or ``python -m ...`` after the lines that make this ``system`` another."""
+    """``python ROOT/<first word> ...`` or ``python -m ...`` after lines that make this ``system`` another."""
     (cwd / "site").mkdir(exist_ok=True)
     (cwd / "site/sitecustomize.py").write_text(system)
     script = words if words[0] == "-m" else (ROOT / words[0], *words[1:])

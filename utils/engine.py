@@ -88,7 +88,7 @@ def batch_that_fits(
 ) -> int | None:
     """The largest half, quarter, ... of a batch that a step has memory for, by trying; None if there is none.
 
-    The model trains on it, so it must not be saved. Several processes would have to try together: they do not.
+    The model trains on it, so it must not be saved. Not for several processes.
     """
     size = len(batch["name"])
     while world.size == 1 and size % 4 == 0:  # two samples at least: batch norm has groups
