@@ -17,14 +17,19 @@ from utils.cores import available_cores
 
 
 def print_setting(argv: Sequence[str] | None) -> None:
-    """Print processor, versions and command; ``argv`` as ``main`` got it."""
-    print(
+    """Print ``setting``."""
+    print(setting(argv), flush=True)
+
+
+def setting(argv: Sequence[str] | None) -> str:
+    """Processor, GPUs, versions and command; ``argv`` as ``main`` got it."""
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return (
         f"{platform.processor() or platform.machine()}, {available_cores()} of {os.cpu_count()} "
-        f"cores, load {os.getloadavg()[0]:.1f}, torch {torch.__version__}, cuDNN "
-        f"{torch.backends.cudnn.version()}, OpenCV {cv2.__version__}, Pillow {PIL.__version__}, Python "
-        f"{platform.python_version()}: python -m {sys.modules['__main__'].__spec__.name} "
-        f"{' '.join(sys.argv[1:] if argv is None else argv)}",
-        flush=True,
+        f"cores, load {os.getloadavg()[0]:.1f}, {f'{len(gpus)} x {gpus[0]}' if gpus else 'no GPU'}, torch "
+        f"{torch.__version__}, cuDNN {torch.backends.cudnn.version()}, OpenCV {cv2.__version__}, Pillow "
+        f"{PIL.__version__}, Python {platform.python_version()}: python -m "
+        f"{sys.modules['__main__'].__spec__.name} {' '.join(sys.argv[1:] if argv is None else argv)}"
     )
 
 

@@ -1,11 +1,12 @@
-"""Training steps of InfoNCE and CoCLR: ``utils.engine.train_step`` against a plain one, in fresh processes.
+"""Training steps of each method: ``utils.engine.train_step`` against a plain one, in fresh processes.
 
     python -m benchmarks.step [--seq_len 8 --img_dim 64] [--ddp]
 
 The plain step is fp32, contiguous and eager, with ungrouped batch norm, Adam and momentum parameter by
 parameter, and reads its loss at once. Both augment the same uint8 clips on the device. Loss and gradient of
 the first step, ungrouped in all, are compared with the plain step's. --ddp: one process with all threads
-against two with half of them each, same global batch, ours alone.
+against two with half of them each, same global batch, ours alone. --waiting: ours on a CPU, by how long
+threads spin while they wait for one another, alone and beside a process that keeps one core busy.
 """
 
 import argparse
@@ -22,15 +23,15 @@ from typing import Any
 import numpy as np
 import torch
 import torch.multiprocessing as mp
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import default_collate
+from torch.utils.data import DataLoader, default_collate
 
 from benchmarks.common import print_setting, spread
 from dataset.augmentation import augment_batch, draw_augmentation
 from model.loss import mil_nce_loss
+from model.methods import METHODS
 from model.options import add_network_option
-from model.pretrain import CoCLR, InfoNCE, projection_encoder
+from model.pretrain import CoCLR, projection_encoder
 from model.split_batch_norm import split_batch_norm
 from utils import launch
 from utils.checkpoint import TrainState
@@ -40,7 +41,7 @@ from utils.errors import one_line_errors
 from utils.options import Parser, add_launch_options, positive_int
 from utils.precision import to_device
 
-MODELS = {"infonce": InfoNCE, "coclr": CoCLR}
+MODELS = {name: method.model for name, method in METHODS.items()} | {"coclr": CoCLR}
 SOURCES = 40  # that the videos of a full queue come from
 
 
@@ -59,26 +60,40 @@ VARIANTS = {
     "plain": Variant(plain=True, channels_last=False),
     "plain tf32": Variant(plain=True, channels_last=False, tf32=True),
     "fp32": Variant(channels_last=False),
+    "tf32": Variant(channels_last=False, tf32=True),
+    "bf16": Variant(channels_last=False, tf32=True, precision="bf16"),
+    "fp16": Variant(channels_last=False, tf32=True, precision="fp16"),
     "fp32 channels-last": Variant(),
     "fp32 channels-last compiled": Variant(compile=True),
     "tf32 channels-last": Variant(tf32=True),
     "bf16 channels-last": Variant(tf32=True, precision="bf16"),
+    "fp16 channels-last": Variant(tf32=True, precision="fp16"),
     "bf16 channels-last compiled": Variant(tf32=True, precision="bf16", compile=True),
+}
+WAITING = {  # environments, and threads less than there are
+    "as torch comes": ({}, 0),
+    "GOMP_SPINCOUNT=30000": ({"GOMP_SPINCOUNT": "30000"}, 0),
+    "GOMP_SPINCOUNT=3000": ({"GOMP_SPINCOUNT": "3000"}, 0),
+    "OMP_WAIT_POLICY=passive": ({"OMP_WAIT_POLICY": "passive"}, 0),
+    "one thread less": ({}, 1),
 }
 ON_CPU = ["plain", "fp32 channels-last", "bf16 channels-last"]
 ON_GPU = ["plain", "plain tf32", "fp32 channels-last", "tf32 channels-last", "bf16 channels-last"]
 
 
-def make_batch(args: argparse.Namespace, streams: int, world: launch.World) -> Batch:
+def make_batch(args: argparse.Namespace, method: str, world: launch.World, seed: int = 0) -> Batch:
     """This process's part of a batch as the loader gives it: squares of noise, each pair light and strong."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
+    streams = 2 if method == "coclr" else 1
     samples = []
     for index in range(args.global_batch):
         draws = [draw_augmentation(rng, strength, args.seq_len) for strength in ("light", "strong")]
         coarse = rng.integers(0, 256, (2, streams, args.seq_len, 8, 8, 3), dtype=np.uint8)
         clips = coarse.repeat(args.img_dim // 8, axis=3).repeat(args.img_dim // 8, axis=4)
-        samples.append({"clips": clips, "draws": default_collate(draws), "source": index % SOURCES})
-    return default_collate(samples[world.rank :: world.size])
+        source = index % SOURCES
+        samples.append({"clips": clips, "draws": default_collate(draws), "source": source, "label": source})
+    own = samples[world.rank :: world.size]
+    return next(iter(DataLoader(own, len(own), pin_memory=world.device.type == "cuda")))
 
 
 def make_model(method: str, args: argparse.Namespace) -> nn.Module:
@@ -86,21 +101,22 @@ def make_model(method: str, args: argparse.Namespace) -> nn.Module:
     torch.manual_seed(0)
     model = MODELS[method](args.net, 128, args.moco_k)
     model.encoder_k.load_state_dict(projection_encoder(args.net, 128).state_dict())
+    if method != "infonce":
+        model.queue_label.copy_(torch.arange(args.moco_k) % SOURCES)
     if method == "coclr":
-        model.queue_label.fill_(1)
-        model.queue_vname.copy_(torch.arange(args.moco_k) % SOURCES)
+        model.queue_vname.copy_(model.queue_label)
     return model.train()
 
 
-def loss_of(model: nn.Module, batch: Batch, channels_last: bool) -> Tensor:
+def loss_of(method: str, model: nn.Module, batch: Batch, channels_last: bool) -> Tensor:
     """Loss of a batch on the device."""
     clips = augment_batch(batch, channels_last)  # [B, 2, streams, 3, T, S, S]
-    if clips.shape[2] == 2:
+    if method == "coclr":
         return mil_nce_loss(*model(clips[:, 0], clips[:, 1], batch["source"]))
-    return F.cross_entropy(*model(clips[:, :, 0]))
+    return METHODS[method].loss(*model(clips[:, :, 0], *(batch[name] for name in METHODS[method].inputs)))
 
 
-def plain_step(model: nn.Module, device: torch.device) -> Callable[[Batch], Tensor]:
+def plain_step(method: str, model: nn.Module, device: torch.device) -> Callable[[Batch], Tensor]:
     """What one would write first."""
 
     @torch.no_grad()
@@ -117,7 +133,7 @@ def plain_step(model: nn.Module, device: torch.device) -> Callable[[Batch], Tens
         on_device = {
             name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()
         }
-        loss = loss_of(model, on_device, channels_last=False)
+        loss = loss_of(method, model, on_device, channels_last=False)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -127,19 +143,21 @@ def plain_step(model: nn.Module, device: torch.device) -> Callable[[Batch], Tens
     return run
 
 
-def our_step(model: nn.Module, variant: Variant, world: launch.World) -> Callable[[Batch], Tensor]:
+def our_step(
+    method: str, model: nn.Module, variant: Variant, world: launch.World
+) -> Callable[[Batch], Tensor]:
     """The step of training."""
     to_device(model, world.device, variant.channels_last)
     if variant.compile:
         compile_children(model)
     parallel = in_parallel(model, world)
     optimizer = torch.optim.Adam(model.encoder_q.parameters(), lr=1e-3, weight_decay=1e-5, fused=True)
-    scaler = torch.amp.GradScaler(world.device.type, enabled=False)
+    scaler = torch.amp.GradScaler(world.device.type, enabled=variant.precision == "fp16")
     state = TrainState(model, optimizer, scaler, base_lr=1e-3, epoch=0, facts={})
     options = argparse.Namespace(seed=0, precision=variant.precision)
 
     def step(batch: Batch, iteration: int) -> tuple[Tensor, dict[str, Tensor]]:
-        loss = loss_of(parallel, batch, variant.channels_last)
+        loss = loss_of(method, parallel, batch, variant.channels_last)
         return loss, {"loss": loss}
 
     return lambda batch: train_step(options, world, state, step, batch)["loss"]
@@ -156,11 +174,11 @@ def measure(method: str, name: str, args: argparse.Namespace, environment: dict[
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = variant.tf32
     model = make_model(method, args)
     split_batch_norm(model, 1)
-    batch = make_batch(args, 2 if method == "coclr" else 1, world)
+    batch = make_batch(args, method, world)
     if variant.plain:
-        run = plain_step(model, world.device)
+        run = plain_step(method, model, world.device)
     else:
-        run = our_step(model, variant, world)
+        run = our_step(method, model, variant, world)
     result: dict[str, Any] = {"loss": run(batch).item(), "device": str(world.device)}
     gradients = [p.grad.float().flatten().cpu() for p in model.encoder_q.parameters()]
     result["gradient"] = torch.cat(gradients)
@@ -231,10 +249,37 @@ def compare_processes(method: str, args: argparse.Namespace) -> None:
         )
 
 
+def keep_busy() -> None:
+    """Keep one core busy, until it is ended."""
+    while True:
+        pass
+
+
+def compare_waiting(method: str, args: argparse.Namespace) -> None:
+    """Print clips/s by way of waiting, of ``--repeat`` rounds in turns, alone and beside a busy process."""
+    for beside in ("alone", "beside a busy process"):
+        rates: dict[str, list[float]] = {way: [] for way in WAITING}
+        busy = mp.get_context("spawn").Process(target=keep_busy, daemon=True)
+        if beside != "alone":
+            busy.start()
+        for way in list(WAITING) * args.repeat:
+            variables, fewer = WAITING[way]
+            here = argparse.Namespace(**vars(args) | {"threads": max(args.threads - fewer, 1)})
+            os.environ |= variables  # which the OpenMP of a new process reads
+            seconds = in_processes(method, "fp32 channels-last", here)["seconds"]
+            for name in variables:
+                del os.environ[name]
+            rates[way].append(2 * args.global_batch / statistics.median(seconds))
+        if beside != "alone":
+            busy.terminate()
+        for way, values in rates.items():
+            print(f"{method}, {beside}, {way}: {spread(values, 1)} clips/s", flush=True)
+
+
 def make_parser() -> Parser:
     parser = Parser(__doc__.split("\n")[0])
     parser.add_argument(
-        "--methods", nargs="+", default=tuple(MODELS), choices=list(MODELS), help="which models"
+        "--methods", nargs="+", default=("infonce", "coclr"), choices=list(MODELS), help="which models"
     )
     parser.add_argument(
         "--variants",
@@ -253,6 +298,7 @@ def make_parser() -> Parser:
     parser.add_argument("--threads", type=positive_int, default=available_cores(), help="threads of torch")
     parser.add_argument("--repeat", type=positive_int, default=3, help="timed steps, after two that are not")
     parser.add_argument("--ddp", action="store_true", help="two processes against one, instead")
+    parser.add_argument("--waiting", action="store_true", help="ways of waiting of threads, instead")
     return parser
 
 
@@ -263,6 +309,8 @@ def main(argv: list[str] | None = None) -> None:
     for method in args.methods:
         if args.ddp:
             compare_processes(method, args)
+        elif args.waiting:
+            compare_waiting(method, args)
         else:
             compare(method, args)
 

@@ -20,6 +20,7 @@ COMMANDS = {  # words that name something which is not there
     "-m dataset.verify": ("nowhere",),
     "-m dataset.show": ("nowhere", "A/a", "-o", "a.png"),
     "-m benchmarks.evaluate": ("--dataset", "nowhere"),
+    "-m benchmarks.gpu": ("--parts", "nowhere"),
     "-m benchmarks.loader": ("--video", "nowhere"),
     "-m benchmarks.prepare": ("--videos", "nowhere"),
     "-m benchmarks.step": ("--methods", "nowhere"),
