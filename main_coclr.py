@@ -18,7 +18,7 @@ from model.options import (
     batch_norm_splits,
     pretraining_run_name,
 )
-from model.pretrain import CoCLR
+from model.pretrain import CoCLR, set_batch_norm_bias
 from model.split_batch_norm import split_batch_norm
 from model.weights import load_encoder, resume
 from utils import launch
@@ -136,6 +136,7 @@ def main(argv: list[str] | None = None) -> None:
 
     torch.manual_seed(args.seed)
     model = CoCLR(args.net, args.moco_dim, args.moco_k, args.moco_m, args.moco_t, args.topk, args.reverse)
+    set_batch_norm_bias(model, args.bn_bias)
     split_batch_norm(model, splits)
     to_device(model, world.device, channels_last)
     if args.compile:

@@ -16,6 +16,7 @@ from model.options import (
     batch_norm_splits,
     pretraining_run_name,
 )
+from model.pretrain import set_batch_norm_bias
 from model.split_batch_norm import split_batch_norm
 from model.weights import load_encoder, resume
 from utils import launch
@@ -55,6 +56,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"--model {args.model} needs labels: videos in folders of classes (class/video)")
     torch.manual_seed(args.seed)
     model = method.model(args.net, args.moco_dim, args.moco_k, args.moco_m, args.moco_t)
+    set_batch_norm_bias(model, args.bn_bias)
     split_batch_norm(model, splits)
     to_device(model, world.device, channels_last)
     if args.compile:

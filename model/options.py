@@ -30,6 +30,12 @@ def add_momentum_contrast_options(parser: Parser) -> None:
         type=positive_int,
         help="groups in which each process normalises its batch; 2 for one process, 1 for several",
     )
+    group.add_argument(
+        "--bn_bias",
+        type=float,
+        default=0.0,
+        help="bias that batch norms of fresh networks start with; 1 lets more of a small clip through",
+    )
     parser.add_argument("--test", help=argparse.SUPPRESS)  # refused: main_classifier.py evaluates
 
 

@@ -3,8 +3,8 @@
 # chart, gallery. --full: more epochs, three seeds (a GPU, or some hours on a CPU). SEEDS: others, "0 1 2".
 source "$(dirname "$0")/environment.sh"
 case "${1-}" in
-    "") set -- synthetic "0" 8 6 ;;
-    --full) set -- synthetic-full "0 1 2" 30 16 ;;
+    "") set -- synthetic "0" 9 7 dis random ;;
+    --full) set -- synthetic-full "0 1 2" 30 16 tvl1 all ;;
     *) echo "error: $1 is not known; usage: bash scripts/quickstart.sh [--full]" >&2; exit 2 ;;
 esac
 name=$1 seeds=${SEEDS:-$2} nce_epochs=${NCE_EPOCHS:-$3} coclr_epochs=${COCLR_EPOCHS:-$4}
@@ -12,15 +12,14 @@ root=${COCLR_DATA:-data}
 footage=$root/$name-videos
 
 if [ ! -e "$root/$name/prepared.json" ]; then
-    [ -e "$footage/classInd.txt" ] ||
-        "$PYTHON" -m dataset.synthetic --out "$footage" --videos 80 --frames 32
-    "$PYTHON" -m dataset.prepare "$name" --videos "$footage" --out "$root/$name" --flow dis
+    [ -e "$footage/classInd.txt" ] || "$PYTHON" -m dataset.synthetic --out "$footage"
+    "$PYTHON" -m dataset.prepare "$name" --videos "$footage" --out "$root/$name" --flow "$5"
 fi
 export NCE_EPOCHS=$nce_epochs NCE_SCHEDULE=$((nce_epochs * 5 / 6)) OMP_NUM_THREADS=${OMP_NUM_THREADS:-2}
-export COCLR_EPOCHS=$coclr_epochs COCLR_SCHEDULE=$((coclr_epochs * 5 / 6)) CYCLES=1 BASELINES=1 PROBE=features
+export COCLR_EPOCHS=$coclr_epochs COCLR_SCHEDULE=$((coclr_epochs * 5 / 6)) CYCLES=1 BASELINES=$6 PROBE=features
 # for some hundred steps, see README: "A small trial learns nothing"
-export PRETRAIN="--moco-k 64 --moco-m 0.99 --lr 4e-4 --save_freq 5"
-export COTRAIN="--hide_self 0 --lr 2e-4"
+export PRETRAIN="--batch_size 16 --moco-k 128 --moco-m 0.99 --lr 2e-4 --bn_bias 1 --save_freq 5"
+export COTRAIN="--moco-k 256 --hide_self 0 --lr 1e-4" TRAIN_FLOW="--lr 5e-5"
 for seed in $seeds; do
     SEED=$seed bash scripts/reproduce.sh "$name" 1 --data_root "$root" --seq_len 8 --ds 2 --img_dim 32 \
         --channels_last -j 1

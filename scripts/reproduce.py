@@ -59,6 +59,7 @@ SETTINGS = {  # of the recipe: options, and in capitals environment variables
         "default": [],
         "help": "options of InfoNCE and co-training: '--moco_k 64 --lr 4e-4'",
     },
+    "train_flow": {"type": str.split, "default": [], "help": "options of all pretraining of flow alone"},
     "cotrain": {"type": str.split, "default": [], "help": "options of co-training alone"},
     "evaluate": {"type": str.split, "default": [], "help": "options of tests and linear probes"},
     "eval": {"type": str.split, "help": "datasets to test on: 'ucf101 hmdb51'"},
@@ -143,7 +144,7 @@ def list_trainings(args: Namespace, common: tuple[str, ...]) -> tuple[list[Train
         command = ["main_nce.py", "--net", "s3d", "--model", model, "--moco-k", str(args.queue)]
         command += ["--dataset", dataset, *CLIP, "--batch_size", "32", "--schedule", *schedule, "-j", "16"]
         command += ["--name_prefix", prefix] if prefix else []
-        command += [*common, *args.pretrain]
+        command += [*common, *args.pretrain, *(args.train_flow if ending == FLOW else [])]
         folder = f"log-pretrain/{prefix}{model}_k*_{dataset}-*"
         return Training(title, ending, folder, epochs, args.nce_gpus, tuple(command))
 
@@ -154,7 +155,7 @@ def list_trainings(args: Namespace, common: tuple[str, ...]) -> tuple[list[Train
         command += ["--reverse"] if ending == FLOW else []
         command += ["--dataset", dataset, *CLIP, "--batch_size", "32", "--schedule", *args.coclr_schedule]
         command += ["--name_prefix", prefix, "-j", "8", "--pretrain", own, other]
-        command += [*common, *args.pretrain, *args.cotrain]
+        command += [*common, *args.pretrain, *args.cotrain, *(args.train_flow if ending == FLOW else [])]
         folder = f"log-pretrain/{prefix}coclr-*_{dataset}-*"
         return Training(title, ending, folder, args.coclr_epochs, args.coclr_gpus, tuple(command))
 

@@ -1,9 +1,9 @@
-"""The embedded footage: small videos of a bright textured shape moving over a dark, moving, textured background.
+"""The embedded footage: small videos of a textured shape moving over a moving, textured background.
 
-The class of a video is the motion of its shape; everything else (textures, colours, kind, size and place of the shape,
-background and its drift, camera shake, speed, phase, sense) is drawn per video and independent of the class. So flow
-tells the class and colour does not. That the shape is the brighter one lets a small network see its motion in RGB
-within some hundred steps. Motions go on throughout a video, and a mirror image keeps its class.
+The class of a video is the motion of its shape; everything else (textures, tints, exposure and contrast, kind, size and
+place of the shape, background and its drift, camera shake, speed, phase, sense) is drawn per video and independent of
+the class. So flow tells the class and colour does not. That the shape is the brighter one lets a small network see its
+motion in RGB within some hundred steps. Motions go on throughout a video, and a mirror image keeps its class.
 
     python -m dataset.synthetic --out DIR
 
@@ -63,13 +63,14 @@ def noise(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def texture(rng: np.random.Generator, size: int) -> np.ndarray:
-    """A random texture between two random colours: float32 [size, size, 3] in [0, 255]."""
+    """A random grey texture of a slight tint: float32 [size, size, 3], about [0, 255]."""
+    kind = rng.integers(4)
+    tint = 1 + 0.15 * rng.uniform(-1, 1, 3)
     y, x = np.mgrid[:size, :size].astype(np.float32) / size
     bend = noise(rng, size)
-    angle = rng.uniform(0, np.pi)
+    angle, periods = rng.uniform(0, np.pi), rng.uniform(4, 6)
     cos, sin = np.cos(angle), np.sin(angle)
-    u, v = (rng.uniform(3, 7) * (a * cos + b * sin) + 0.8 * bend for a, b in ((x, y), (-y, x)))
-    kind = rng.integers(4)
+    u, v = (periods * (a * cos + b * sin) + 0.8 * bend for a, b in ((x, y), (-y, x)))
     if kind == 0:
         pattern = noise(rng, size)
     elif kind == 1:
@@ -78,11 +79,8 @@ def texture(rng: np.random.Generator, size: int) -> np.ndarray:
         pattern = 0.5 + 0.5 * np.tanh(4 * wave(u) * wave(v))
     else:
         pattern = np.clip(1.5 - 6 * np.hypot(u % 1 - 0.5, v % 1 - 0.5), 0, 1)
-    pattern = (0.7 * pattern + 0.3 * noise(rng, size))[..., None]
-    first, second = rng.uniform(0, 255, (2, 3))
-    while np.abs(first - second).sum() < 200:  # else flow has nothing to hold on to
-        second = rng.uniform(0, 255, 3)
-    return (first + (second - first) * pattern).astype(np.float32)
+    pattern = 0.7 * pattern + 0.3 * noise(rng, size)
+    return (255 * (0.15 + 0.8 * pattern[..., None]) * tint).astype(np.float32)
 
 
 def sprite(rng: np.random.Generator, size: int) -> np.ndarray:
@@ -97,7 +95,7 @@ def sprite(rng: np.random.Generator, size: int) -> np.ndarray:
     else:  # ellipse
         outline = 1 / np.hypot(np.cos(angle), np.sin(angle) / rng.uniform(0.55, 1))
     inside = (0.96 * outline - radius) * size / 2
-    colour = (95 + 0.62 * texture(rng, size)) * np.clip(0.35 + inside / 4, 0, 1)[..., None]  # with a dark rim
+    colour = (60 + 0.75 * texture(rng, size)) * np.clip(0.35 + inside / 4, 0, 1)[..., None]  # with a dark rim
     opacity = np.clip(inside + 0.5, 0, 1)[..., None]
     return np.concatenate([colour * opacity, opacity], axis=2).astype(np.float32)
 
@@ -105,16 +103,16 @@ def sprite(rng: np.random.Generator, size: int) -> np.ndarray:
 def render(rng: np.random.Generator, name: str, size: int, frames: int) -> np.ndarray:
     """Draw a video of class ``name``: uint8 [frames, size, size, 3], BGR."""
     time = np.arange(frames)
-    background = 0.37 * texture(rng, 2 * size)
+    background = 0.5 * texture(rng, 2 * size)
     drift = rng.uniform(-0.1, 0.1, 2) * size / 96  # pixels per frame
     shake = cv2.GaussianBlur(rng.normal(0, 1, (frames, 2)), (1, 9), 2) * rng.uniform(0, 0.2) * size / 96
-    picture = sprite(rng, round(rng.uniform(0.45, 0.5) * size))
-    place = (0.5 + rng.uniform(-0.03, 0.03, 2)) * size
-    start, amplitude = rng.random(), rng.uniform(0.22, 0.25) * size
+    picture = sprite(rng, round(rng.uniform(0.4, 0.5) * size))
+    place = (0.5 + rng.uniform(-0.1, 0.1, 2)) * size
+    start, amplitude = rng.random(), rng.uniform(0.2, 0.25) * size
     pose = dict.fromkeys(("x", "y", "angle", "width", "height"), np.zeros(frames))
     pose |= MOTIONS[name](rng.choice([-1, 1]) * time / rng.uniform(14, 16) + rng.random())
 
-    video = np.empty((frames, size, size, 3), np.uint8)
+    video = np.empty((frames, size, size, 3), np.float32)
     for t in time:
         shift = np.float32([[1, 0, 0], [0, 1, 0]])
         shift[:, 2] = shake[t] + drift * t - size / 2
@@ -126,8 +124,10 @@ def render(rng: np.random.Generator, name: str, size: int, frames: int) -> np.nd
         matrix = np.column_stack([linear, centre - linear @ np.full(2, len(picture) / 2 - 0.5)])
         layer = cv2.warpAffine(picture, matrix, (size, size))
         canvas = canvas * (1 - layer[..., 3:]) + layer[..., :3]
-        video[t] = np.clip(canvas + 0.5, 0, 255)
-    return video
+        video[t] = canvas
+    exposure, contrast = np.exp(rng.uniform(-0.35, 0.35, 2))
+    mean = video.mean()
+    return np.clip(((video - mean) * contrast + mean) * exposure + 0.5, 0, 255).astype(np.uint8)
 
 
 def video_name(name: str, number: int) -> str:
@@ -155,7 +155,7 @@ def write_video(job: tuple[str, int], folder: Path, size: int, frames: int, seed
 
 
 def write_footage(out: Path, videos: int, size: int, frames: int, seed: int, jobs: int) -> None:
-    """Write ``videos`` videos of every class and their lists to the new folder ``out``; a fifth is for testing."""
+    """Write ``videos`` videos of every class and their lists to the new folder ``out``; a third is for testing."""
     part = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.part")
     for name in CLASSES:
         (part / name).mkdir(parents=True)
@@ -173,7 +173,7 @@ def _fill(part: Path, videos: int, size: int, frames: int, seed: int, jobs: int)
             partial(write_video, folder=part, size=size, frames=frames, seed=seed), todo, chunksize=4
         )
         list(tqdm(work, "synthetic videos", len(todo), unit="video", disable=None))
-    first_test = videos - max(1, videos // 5)
+    first_test = videos - max(1, videos // 3)
     lists = {
         "classInd": [f"{i} {name}" for i, name in enumerate(CLASSES, 1)],
         "trainlist01": [
@@ -191,9 +191,9 @@ def _fill(part: Path, videos: int, size: int, frames: int, seed: int, jobs: int)
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(__doc__.split("\n")[0], "--out OUT")
     parser.add_argument("--out", required=True, type=Path, help="folder to make")
-    parser.add_argument("--videos", type=int, default=50, help="videos per class; there are eight classes")
-    parser.add_argument("--size", type=int, default=96, help="width and height in pixels")
-    parser.add_argument("--frames", type=int, default=48, help="length of a video")
+    parser.add_argument("--videos", type=int, default=96, help="videos per class; there are eight classes")
+    parser.add_argument("--size", type=int, default=64, help="width and height in pixels")
+    parser.add_argument("--frames", type=int, default=32, help="length of a video")
     parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn")
     parser.add_argument("-j", "--jobs", type=int, default=available_cores(), help="processes")
     args = parser.parse_args(argv)

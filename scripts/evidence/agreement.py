@@ -21,7 +21,7 @@ from dataset.augmentation import augment
 from dataset.clip_dataset import ClipDataset
 from dataset.loader import make_loader
 from dataset.registry import open_videos
-from model.pretrain import embed, projection_encoder
+from model.pretrain import embed, projection_encoder, set_batch_norm_bias
 from model.split_batch_norm import split_batch_norm
 from utils.errors import one_line_errors
 from utils.options import Parser, positive_int
@@ -88,9 +88,7 @@ def main(argv: list[str] | None = None) -> None:
         for seed in args.seeds:
             torch.manual_seed(seed)
             encoder = projection_encoder(args.net, dim=128)
-            for module in encoder.modules():
-                if isinstance(module, nn.BatchNorm3d):
-                    nn.init.constant_(module.bias, bias)
+            set_batch_norm_bias(encoder, bias)
             split_batch_norm(encoder, args.bn_splits).to(memory_format=torch.channels_last_3d)
             dataset = ClipDataset(videos, args.seq_len, args.ds, args.img_dim, seed)
             with torch.no_grad():
