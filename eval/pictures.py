@@ -170,10 +170,12 @@ def confusion_picture(counts: np.ndarray, classes: Sequence[str]) -> bytes:
     return png(figure)
 
 
-def stage_chart(panels: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]], ylabel: str) -> bytes:
-    """PNG of bars: panels[title][stage][stream] are the values (of several seeds) whose mean is a bar.
+def stage_chart(
+    panels: Mapping[str, Mapping[str, Mapping[str, tuple[Sequence[float], float | None]]]], ylabel: str
+) -> bytes:
+    """PNG of bars: panels[title][stage][stream] are values (of several seeds) and the standard error of their mean.
 
-    Whiskers are standard deviations, dots single values; one panel below the other.
+    Bars are means, whiskers standard errors, dots single values; one panel below the other.
     """
     figure = new_figure(max(1.5 * max(map(len, panels.values())) + 1.5, 5), 3.6 * len(panels))
     for ax, (title, stages) in zip(
@@ -181,11 +183,10 @@ def stage_chart(panels: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]
     ):
         streams = list(dict.fromkeys(stream for bars in stages.values() for stream in bars))
         for number, bars in enumerate(stages.values()):
-            for offset, (stream, values) in enumerate(bars.items()):
+            for offset, (stream, (values, error)) in enumerate(bars.items()):
                 x, mean = number + 0.26 * (offset - (len(bars) - 1) / 2), statistics.fmean(values)
-                spread = statistics.stdev(values) if len(values) > 1 else None
                 bar = ax.bar(
-                    x, mean, 0.24, yerr=spread, capsize=4, color=f"C{streams.index(stream)}", label=stream
+                    x, mean, 0.24, yerr=error, capsize=4, color=f"C{streams.index(stream)}", label=stream
                 )
                 ax.bar_label(bar, fmt="%.1f", padding=3, fontsize=8)
                 if len(values) > 1:

@@ -5,6 +5,7 @@ import io
 import logging
 import statistics
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -94,17 +95,20 @@ HEADER = tuple(column.replace("_", " ") for column in Subject._fields)
 
 @dataclass(frozen=True)
 class Cell:
-    """One number: the mean of ``values`` in percent, and the paper's."""
+    """One number: the mean of ``values`` in percent, each a share of ``videos``, and the paper's."""
 
     values: list[float]
+    videos: int | None
     paper: float | None
 
     @property
     def ours(self) -> str:
         mean = f"{statistics.fmean(self.values):.1f}"
-        if len(self.values) == 1:
+        error = standard_error(self.values, self.videos)
+        if error is None:
             return mean
-        return f"{mean} ± {statistics.stdev(self.values):.1f} (n={len(self.values)})"
+        count = f" (n={len(self.values)})" if len(self.values) > 1 else ""
+        return f"{mean} ± {error:.1f}{count}"
 
     @property
     def difference(self) -> str:
@@ -117,6 +121,15 @@ class Cell:
 Table = dict[Subject, dict[str, Cell]]
 
 
+def standard_error(values: Sequence[float], videos: int | None) -> float | None:
+    """Of the mean of ``values``: by how they differ, or of a single one as a share, in percent, of ``videos``."""
+    if len(values) > 1:
+        return statistics.stdev(values) / len(values) ** 0.5
+    if videos:
+        return (values[0] * (100 - values[0]) / videos) ** 0.5
+    return None
+
+
 def make_parser() -> Parser:
     parser = Parser(__doc__, "[RESULTS]")
     parser.add_argument("results", nargs="?", default="results.jsonl", help="records of evaluations")
@@ -124,10 +137,10 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--mean",
         action="store_true",
-        help="mean and standard deviation over checkpoints and splits instead of a row for each",
+        help="mean and standard error over checkpoints and splits instead of a row for each",
     )
     parser.add_argument(
-        "--chart", metavar="FILE.png", help="draw R@1 of each stage and stream, with its spread"
+        "--chart", metavar="FILE.png", help="draw R@1 of each stage and stream, with its standard error"
     )
     return parser
 
@@ -174,20 +187,23 @@ def table(records: list[dict[str, Any]], mean: bool) -> Table:
         paper = paper_numbers(record)
         for number, value in record["numbers"].items():
             if isinstance(value, int | float):
-                cells.setdefault(number, Cell([], paper.get(number))).values.append(value)
+                cell = cells.setdefault(number, Cell([], record.get("videos"), paper.get(number)))
+                cell.values.append(value)
     return {subject: found[subject] for subject in sorted(found, key=Subject.rank)}
 
 
 def chart(found: Table) -> bytes:
     """R@1 by stage and stream (see ``stage_chart``), a panel per tested dataset."""
-    panels: dict[str, dict[str, dict[str, list[float]]]] = {}
+    panels: dict[str, dict[str, dict[str, tuple[list[float], float | None]]]] = {}
     for subject, cells in found.items():
         if subject.what == "retrieval":
             stage = subject.method.replace(", ", "\n")
             if subject.pretrained_on not in (subject.tested_on, "nothing"):
                 stage += f"\n({subject.pretrained_on})"
             panel = panels.setdefault(f"retrieval on {subject.tested_on}", {})
-            panel.setdefault(stage, {}).setdefault(subject.stream, []).extend(cells["R@1"].values)
+            bars = panel.setdefault(stage, {})
+            values = [*bars.get(subject.stream, ([], None))[0], *cells["R@1"].values]
+            bars[subject.stream] = (values, standard_error(values, cells["R@1"].videos))
     if not panels:
         raise UserError(
             "--chart shows R@1, but the records hold no retrieval; run main_classifier.py --retrieval"
@@ -197,7 +213,7 @@ def chart(found: Table) -> bytes:
 
 def as_markdown(found: Table) -> str:
     """A table of classification and one of retrieval."""
-    parts = []
+    parts = ["±: standard error, of one test by its number of videos, of n tests by how they differ\n"]
     for title, numbers in NUMBERS.items():
         lines = [
             (*subject, *(str(cells.get(number, "-")) for number in numbers))

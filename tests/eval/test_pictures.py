@@ -60,7 +60,10 @@ def test_recall_curve_draws_each_curve():
 
 
 def test_stage_chart_draws_bars_as_high_as_the_means():
-    stages = {"InfoNCE": {"rgb": [19.0, 20.0, 21.0]}, "CoCLR": {"rgb": [60.0], "flow": [40.0]}}
+    stages = {
+        "InfoNCE": {"rgb": ([19.0, 20.0, 21.0], 0.6)},
+        "CoCLR": {"rgb": ([60.0], None), "flow": ([40.0], None)},
+    }
     image = image_of(stage_chart({"retrieval on tiny": stages}, "R@1 (%)"))
     column = {
         colour: (np.abs(image.astype(int) - colour).sum(axis=2) < 30).sum(axis=0) for colour in (BLUE, ORANGE)

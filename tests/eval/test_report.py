@@ -64,7 +64,14 @@ def test_mean_and_spread_over_checkpoints_and_splits(tmp_path, monkeypatch, caps
         ),
     )
     report.main(["seeds.jsonl", "--mean", "--out", "out/table"])
-    assert "| all | all | 53.0 ± 3.0 (n=3) (paper 53.3, -0.3) |" in (tmp_path / "out/table.md").read_text()
+    assert "| all | all | 53.0 ± 1.7 (n=3) (paper 53.3, -0.3) |" in (tmp_path / "out/table.md").read_text()
+
+
+def test_a_single_test_has_the_error_of_its_videos(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "results.jsonl", RETRIEVAL | {"videos": 256, "numbers": {"R@1": 20.0}})
+    report.main(["--chart", "chart.png"])
+    assert "| 20.0 ± 2.5 (paper" in (tmp_path / "results.md").read_text()  # sqrt(.2 * .8 / 256)
 
 
 def test_rows_are_in_the_order_of_the_recipe_and_cycles_apart(tmp_path, monkeypatch, capsys):
@@ -116,7 +123,7 @@ def test_chart_without_retrieval_is_refused(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"what": "retrieval"', "line 1 is corrupt"),
+        ('"what": "retrieval"', "line 1 is corrupt"),
         ('{"what": "x", "numbers": {}}\n[1]', "line 2 is corrupt"),
         ('{"what": 3, "numbers": {}}', "line 1 is corrupt"),
         (None, "cannot read results.jsonl"),
