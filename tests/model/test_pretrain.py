@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import model.pretrain as pretrain
+from backbone.select_backbone import select_backbone
 from model.pretrain import CoCLR, InfoNCE, UberNCE
 
 
@@ -146,3 +147,14 @@ def test_clips_are_normalised_in_shuffled_groups():
         model(x)
     assert len(seen) > 1
     assert all(sorted(order) == sorted(x[:, 1, 0, 0, 0, 0].tolist()) for order in seen)
+
+
+def test_bias_of_every_batch_norm_and_of_nothing_else():
+    network = select_backbone("s3dg")[0]
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    pretrain.set_batch_norm_bias(network, 1.0)
+    biased = [name for name in before if ".bn" in name and name.endswith(".bias")]
+    assert len(biased) > 100
+    for name, value in network.state_dict().items():
+        expected = torch.ones_like(value) if name in biased else before[name]
+        assert torch.equal(value, expected), name

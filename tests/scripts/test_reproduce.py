@@ -130,3 +130,16 @@ def test_several_runs_that_may_be_meant_are_refused(cwd, monkeypatch, capsys):
         reproduce.main(TINY)
     assert stopped.value.code == 2
     assert "all match; move the runs you do not mean away" in capsys.readouterr().err
+
+
+def test_options_of_flow_come_last_in_each_training_of_flow_and_in_no_other():
+    settings = ["--pretrain=--lr 2e-4", "--cotrain=--lr 1e-4", "--train_flow=--lr 5e-5"]
+    args, common = reproduce.parse_arguments(["mine", "--cycles", "1", *settings])
+    trainings, _ = reproduce.list_trainings(args, common)
+    rates = {training.title: training.command[-1] for training in trainings}
+    assert rates == {
+        "InfoNCE-RGB": "2e-4",
+        "InfoNCE-Flow": "5e-5",
+        "Cycle1-FlowMining": "1e-4",
+        "Cycle1-RGBMining": "5e-5",
+    }
