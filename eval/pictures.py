@@ -193,8 +193,8 @@ def stage_chart(
                     ax.scatter([x] * len(values), values, s=9, color="black", alpha=0.5, zorder=3)
         ax.set_xticks(range(len(stages)), stages)
         ax.set(title=title, ylabel=ylabel)
-        ax.margins(y=0.12)
+        ax.margins(y=0.3)
         ax.spines[["top", "right"]].set_visible(False)
         legend = dict(zip(*ax.get_legend_handles_labels()[::-1], strict=True))  # each stream once
-        ax.legend(legend.values(), legend, loc="upper left")
+        ax.legend(legend.values(), legend, loc="upper left", ncols=len(legend))
     return png(figure)

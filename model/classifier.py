@@ -1,5 +1,6 @@
 """Backbone with a linear classification layer, for linear probe, finetuning and feature extraction."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -40,6 +41,7 @@ class LinearClassifier(nn.Module):
         """block [B, 3, T, H, W] -> (logit [B, num_class], feature [B, C])."""
         feature = self.backbone(block).mean(dim=(2, 3, 4))  # [B, C]
         if self.use_l2_norm:
-            feature = F.normalize(feature, dim=1)
+            # those of untrained networks can be as small as 1e-14
+            feature = F.normalize(feature, dim=1, eps=torch.finfo(feature.dtype).tiny)
         logit = self.final_fc(feature if self.final_bn is None else self.final_bn(feature))
         return logit, feature
