@@ -26,7 +26,7 @@ from dataset.footage import Video
 from dataset.preparation.frames import Options, make_frames
 from dataset.store import BrokenVideo
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 INTERLACED = {"flags": "+ildct+ilme"}
 H264_FIELDS = INTERLACED | {"x264-params": "interlaced=1:log-level=none"}
 
