@@ -138,13 +138,15 @@ def run_name(args: Namespace, name: str) -> str:
 def list_trainings(args: Namespace, common: tuple[str, ...]) -> tuple[list[Training], tuple[str, str]]:
     """The table of what is pretrained, in order, and the titles of the last RGB and flow networks."""
 
+    of_stream = {RGB: [], FLOW: args.train_flow}
+
     def nce(title: str, model: str, ending: str, epochs: int, schedule: list[str], prefix: str) -> Training:
         dataset = f"{args.dataset}{ending}-2clip"
         prefix = run_name(args, prefix)
         command = ["main_nce.py", "--net", "s3d", "--model", model, "--moco-k", str(args.queue)]
         command += ["--dataset", dataset, *CLIP, "--batch_size", "32", "--schedule", *schedule, "-j", "16"]
         command += ["--name_prefix", prefix] if prefix else []
-        command += [*common, *args.pretrain, *(args.train_flow if ending == FLOW else [])]
+        command += [*common, *args.pretrain, *of_stream[ending]]
         folder = f"log-pretrain/{prefix}{model}_k*_{dataset}-*"
         return Training(title, ending, folder, epochs, args.nce_gpus, tuple(command))
 
@@ -155,7 +157,7 @@ def list_trainings(args: Namespace, common: tuple[str, ...]) -> tuple[list[Train
         command += ["--reverse"] if ending == FLOW else []
         command += ["--dataset", dataset, *CLIP, "--batch_size", "32", "--schedule", *args.coclr_schedule]
         command += ["--name_prefix", prefix, "-j", "8", "--pretrain", own, other]
-        command += [*common, *args.pretrain, *args.cotrain, *(args.train_flow if ending == FLOW else [])]
+        command += [*common, *args.pretrain, *args.cotrain, *of_stream[ending]]
         folder = f"log-pretrain/{prefix}coclr-*_{dataset}-*"
         return Training(title, ending, folder, args.coclr_epochs, args.coclr_gpus, tuple(command))
 
