@@ -37,7 +37,7 @@ from utils.launch import World
 from utils.options import Parser, add_launch_options, non_negative_float
 
 FORKS = multiprocessing.get_context("forkserver")  # parts begin with everything imported, and without CUDA
-NOISE = 6.0  # two standard errors of R@1, in percent, of 256 test videos
+NOISE = 6.0  # about two standard errors of R@1, in percent, of 208 test videos
 GAIN = 1.05  # a quicker option is recommended from here on
 OPTIONS = (  # each with a variant without it and one with it
     ("TF32", "fp32", "tf32"),

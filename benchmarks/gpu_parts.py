@@ -288,7 +288,7 @@ def waiting_lines(run: Callable[[], object]) -> str:
 
 
 def draw(name: str, scale: Scale) -> None:
-    """data/NAME with RGB of drawn videos of eight classes, a fifth for testing."""
+    """data/NAME with RGB of drawn videos of eight classes, a third for testing."""
     if Path("data", name, "rgb.lmdb").exists():
         return
     videos, size, frames = {"footage": (scale.videos, 96, 32), "large": (2, 256, 64)}[name]
