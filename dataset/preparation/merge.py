@@ -114,9 +114,8 @@ def read_record(path: Path, frames: int) -> bytearray:
     return record
 
 
-def remove_finished(folder: Path) -> None:
-    """Remove the folder of finished videos, whose databases are written."""
-    merged = folder.with_name("merged")
+def remove_finished(folder: Path, merged: Path) -> None:
+    """Remove the folder of finished videos, whose databases are written; ``merged`` is its name meanwhile."""
     shutil.rmtree(merged, ignore_errors=True)
     if folder.exists():
         os.replace(folder, merged)  # at once: what a killed run would leave of it is no folder to go on from

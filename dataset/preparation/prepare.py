@@ -63,7 +63,13 @@ class Plan:
 
     @property
     def unfinished(self) -> Path:
+        """Folder of the finished videos, until they are merged."""
         return self.out / "unfinished"
+
+    @property
+    def merged(self) -> Path:
+        """What that folder is called while it is removed."""
+        return self.out / "merged"
 
     def databases(self) -> dict[str, Path]:
         return {stream: self.out / STREAMS[stream].database for stream in self.options.streams}
@@ -72,7 +78,7 @@ class Plan:
 def prepare(plan: Plan, jobs: int, only_merge: bool, rank: int, size: int) -> None:
     """Make the databases, or this process's share of them, or add to finished ones what is new."""
     names = {video.name for video in plan.footage.videos}
-    if finished_videos(plan) == names and not plan.unfinished.exists():
+    if finished_videos(plan) == names and not plan.unfinished.exists() and not plan.merged.exists():
         if rank == 0:
             copy_lists(plan.lists, plan.out)
             finish(plan, {})
@@ -98,7 +104,7 @@ def prepare(plan: Plan, jobs: int, only_merge: bool, rank: int, size: int) -> No
             others = [video for name, video in missing.items() if name not in notes]
             notes |= wait_for_others(others, plan.unfinished, wait=size > 1 and not only_merge)
             finish(plan, notes)
-            remove_finished(plan.unfinished)
+            remove_finished(plan.unfinished, plan.merged)
 
 
 def finished_videos(plan: Plan) -> set[str]:

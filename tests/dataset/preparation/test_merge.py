@@ -100,6 +100,6 @@ def test_videos_of_other_processes_are_waited_for(tmp_path, monkeypatch):
 def test_finished_videos_are_removed_with_what_a_killed_run_left_of_them(tmp_path):
     finish(tmp_path / "unfinished", "a/0")
     finish(tmp_path / "merged", "a/1")
-    remove_finished(tmp_path / "unfinished")
-    remove_finished(tmp_path / "unfinished")
+    remove_finished(tmp_path / "unfinished", tmp_path / "merged")
+    remove_finished(tmp_path / "unfinished", tmp_path / "merged")
     assert list(tmp_path.iterdir()) == []

@@ -123,9 +123,10 @@ def test_report_classes_and_leftovers(undisturbed):
     ]
 
 
-def test_finished_database_is_recognised_and_other_options_refused(footage, undisturbed):
+@pytest.mark.parametrize("leftovers", [("unfinished", "merged"), ("merged",)])
+def test_finished_database_is_recognised_and_other_options_refused(footage, undisturbed, leftovers):
     before = {path: path.stat().st_mtime_ns for path in undisturbed.iterdir()}
-    for leftover in ("unfinished", "merged"):  # of runs killed while they tidied up
+    for leftover in leftovers:  # of runs killed while they tidied up
         (undisturbed / leftover).mkdir()
         (undisturbed / leftover / "x.rgb").write_text("frames")
     (undisturbed / ".rgb.lmdb.0123.part").write_text("of a run killed while it merged")
