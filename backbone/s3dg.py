@@ -93,43 +93,44 @@ class SepInception(nn.Module):
 
 
 class S3D(nn.Module):
-    """S3D backbone, [B, first_channel, T, H, W] -> [B, 1024, T/8, H/32, W/32].
+    """S3D backbone, [B, first_channel, T, H, W] -> [B, 1024 / divisor, T/8, H/32, W/32].
 
-    Every stage is registered twice, under its TensorFlow name and inside ``block1`` ... ``block5``: the released
-    checkpoints hold each tensor under both names.
+    ``divisor`` thins all layers out: 4 leaves a quarter of their channels.
+
+    Every stage is registered twice, under its TensorFlow name and inside ``block1`` ... ``block5``: the
+    released checkpoints hold each tensor under both names.
     """
 
-    def __init__(self, first_channel: int = 3, gating: bool = False):
+    def __init__(self, first_channel: int = 3, gating: bool = False, divisor: int = 1):
         super().__init__()
-        self.Conv_1a = STConv3d(first_channel, 64, kernel_size=7, stride=2, padding=3)
+        self.gating, self.divisor = gating, divisor
+        self.Conv_1a = STConv3d(first_channel, 64 // divisor, kernel_size=7, stride=2, padding=3)
         self.block1 = nn.Sequential(self.Conv_1a)
 
         self.MaxPool_2a = MaxPool3d((1, 3, 3), (1, 2, 2), (0, 1, 1))
-        self.Conv_2b = BasicConv3d(64, 64)
-        self.Conv_2c = STConv3d(64, 192, kernel_size=3, padding=1)
+        self.Conv_2b = BasicConv3d(64 // divisor, 64 // divisor)
+        self.Conv_2c = STConv3d(64 // divisor, 192 // divisor, kernel_size=3, padding=1)
         self.block2 = nn.Sequential(self.MaxPool_2a, self.Conv_2b, self.Conv_2c)
 
         self.MaxPool_3a = MaxPool3d((1, 3, 3), (1, 2, 2), (0, 1, 1))
-        self.block3 = self._stage("3", "bc", 192, gating, self.MaxPool_3a)
+        self.block3 = self._stage("3", "bc", 192 // divisor, self.MaxPool_3a)
 
         self.MaxPool_4a = MaxPool3d(3, 2, 1)
-        self.block4 = self._stage("4", "bcdef", 480, gating, self.MaxPool_4a)
+        self.block4 = self._stage("4", "bcdef", 480 // divisor, self.MaxPool_4a)
 
         self.MaxPool_5a = MaxPool3d(2, 2)
-        self.block5 = self._stage("5", "bc", 832, gating, self.MaxPool_5a)
+        self.block5 = self._stage("5", "bc", 832 // divisor, self.MaxPool_5a)
 
         for module in self.modules():
             if isinstance(module, nn.Conv3d):
                 nn.init.normal_(module.weight, mean=0.0, std=0.01)
 
-    def _stage(
-        self, number: str, letters: str, channels: int, gating: bool, pool: nn.Module
-    ) -> nn.Sequential:
+    def _stage(self, number: str, letters: str, channels: int, pool: nn.Module) -> nn.Sequential:
         layers = [pool]
         for letter in letters:
             name = f"Mixed_{number}{letter}"
-            widths = INCEPTION_WIDTHS[name]
-            self.add_module(name, SepInception(channels, widths, gating))
+            widths = tuple(width // self.divisor for width in INCEPTION_WIDTHS[name])
+            self.add_module(name, SepInception(channels, widths, self.gating))
             layers.append(getattr(self, name))
             channels = widths[0] + widths[2] + widths[4] + widths[5]
         return nn.Sequential(*layers)

@@ -23,6 +23,7 @@ class Network:
 NETWORKS = {
     "s3d": Network(partial(S3D, gating=False), 1024),
     "s3dg": Network(partial(S3D, gating=True), 1024),
+    "s3d_quarter": Network(partial(S3D, divisor=4), 256),  # for small trials, on a CPU
     "r50": Network(ResNet2d3d50, 2048),
 }
 

@@ -8,7 +8,8 @@ from utils.errors import UserError
 
 
 @pytest.mark.parametrize(
-    ("network", "size", "millions"), [("s3d", 1024, 7.91), ("s3dg", 1024, 9.10), ("r50", 2048, 31.67)]
+    ("network", "size", "millions"),
+    [("s3d", 1024, 7.91), ("s3dg", 1024, 9.10), ("s3d_quarter", 256, 0.50), ("r50", 2048, 31.67)],
 )
 def test_sizes(network, size, millions):
     with torch.device("meta"):
