@@ -3,7 +3,7 @@
 # chart, gallery. --full: more epochs, three seeds (a GPU, or some hours on a CPU). SEEDS: others, "0 1 2".
 source "$(dirname "$0")/environment.sh"
 case "${1-}" in
-    "") set -- synthetic "0" 9 7 dis random ;;
+    "") set -- synthetic "0" 34 20 dis random ;;
     --full) set -- synthetic-full "0 1 2" 30 16 tvl1 all ;;
     *) echo "error: $1 is not known; usage: bash scripts/quickstart.sh [--full]" >&2; exit 2 ;;
 esac
@@ -18,8 +18,8 @@ fi
 export NCE_EPOCHS=$nce_epochs NCE_SCHEDULE=$((nce_epochs * 5 / 6)) OMP_NUM_THREADS=${OMP_NUM_THREADS:-2}
 export COCLR_EPOCHS=$coclr_epochs COCLR_SCHEDULE=$((coclr_epochs * 5 / 6)) CYCLES=1 BASELINES=$6 PROBE=features
 # for some hundred steps, see README: "A small trial learns nothing"
-export PRETRAIN="--batch_size 16 --moco-k 128 --moco-m 0.99 --lr 2e-4 --bn_bias 1 --save_freq 5"
-export COTRAIN="--moco-k 256 --hide_self 0 --lr 1e-4" TRAIN_FLOW="--lr 5e-5"
+export NET=s3d_quarter PRETRAIN="--moco-k 128 --moco-m 0.95 --lr 3e-4 --bn_bias 1 --save_freq 10"
+export COTRAIN="--moco-k 256 --hide_self 0" TRAIN_FLOW="--lr 5e-5"
 for seed in $seeds; do
     SEED=$seed bash scripts/reproduce.sh "$name" 1 --data_root "$root" --seq_len 8 --ds 2 --img_dim 32 \
         --channels_last -j 1

@@ -17,6 +17,7 @@ from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
 
+from backbone.select_backbone import NETWORKS
 from dataset.catalogue import STREAMS
 from utils.errors import UserError, one_line_errors
 from utils.options import Parser, non_negative_int, positive_int
@@ -44,6 +45,7 @@ PAPER = {  # defaults by dataset; others are treated as UCF101
     },
 }
 SETTINGS = {  # of the recipe: options, and in capitals environment variables
+    "net": {"choices": tuple(NETWORKS), "default": "s3d", "help": "network of all runs"},
     "cycles": {"type": non_negative_int, "default": 2, "help": "cycles of co-training"},
     "baselines": {
         "choices": ["random", "all", "1"],
@@ -143,7 +145,7 @@ def list_trainings(args: Namespace, common: tuple[str, ...]) -> tuple[list[Train
     def nce(title: str, model: str, ending: str, epochs: int, schedule: list[str], prefix: str) -> Training:
         dataset = f"{args.dataset}{ending}-2clip"
         prefix = run_name(args, prefix)
-        command = ["main_nce.py", "--net", "s3d", "--model", model, "--moco-k", str(args.queue)]
+        command = ["main_nce.py", "--net", args.net, "--model", model, "--moco-k", str(args.queue)]
         command += ["--dataset", dataset, *CLIP, "--batch_size", "32", "--schedule", *schedule, "-j", "16"]
         command += ["--name_prefix", prefix] if prefix else []
         command += [*common, *args.pretrain, *of_stream[ending]]
@@ -153,7 +155,7 @@ def list_trainings(args: Namespace, common: tuple[str, ...]) -> tuple[list[Train
     def coclr(title: str, ending: str, own: str, other: str) -> Training:
         dataset = f"{args.dataset}-2stream-2clip"
         prefix = run_name(args, f"{title}_")
-        command = ["main_coclr.py", "--net", "s3d", "--topk", "5", "--moco-k", str(args.queue)]
+        command = ["main_coclr.py", "--net", args.net, "--topk", "5", "--moco-k", str(args.queue)]
         command += ["--reverse"] if ending == FLOW else []
         command += ["--dataset", dataset, *CLIP, "--batch_size", "32", "--schedule", *args.coclr_schedule]
         command += ["--name_prefix", prefix, "-j", "8", "--pretrain", own, other]
@@ -186,7 +188,8 @@ class Recipe:
 
     def __init__(self, args: Namespace, common: tuple[str, ...]):
         self.args, self.common = args, common
-        self.checkpoints = dict.fromkeys(RANDOM, f"log-linclr/random_s3d_seed{args.seed or 0}/random.pth.tar")
+        random = f"log-linclr/random_{args.net}_seed{args.seed or 0}/random.pth.tar"
+        self.checkpoints = dict.fromkeys(RANDOM, random)
 
     def run(self, *command: str, processes: int = 1) -> None:
         """Print a command, and run it; if it fails, end with its status. Titles stand for checkpoints."""
@@ -231,7 +234,7 @@ class Recipe:
         test = (
             "main_classifier.py",
             "--net",
-            "s3d",
+            args.net,
             "--dataset",
             dataset,
             *CLIP,

@@ -1,9 +1,10 @@
 """The embedded footage: small videos of a textured shape moving over a moving, textured background.
 
-The class of a video is the motion of its shape; everything else (textures, tints, exposure and contrast, kind, size and
-place of the shape, background and its drift, camera shake, speed, phase, sense) is drawn per video and independent of
-the class. So flow tells the class and colour does not. That the shape is the brighter one lets a small network see its
-motion in RGB within some hundred steps. Motions go on throughout a video, and a mirror image keeps its class.
+The class of a video is the motion of its shape. As in real footage the scene hints at it: six in ten videos of
+a class have the background that is typical of the class, the others any of the eight. Everything else (tints,
+exposure and contrast, kind, texture, size and place of the shape, drift of the background, camera shake, speed,
+phase, sense) is drawn per video and independent of the class. So flow tells the class, a still picture hints at
+it, and colour tells nothing. Motions go on throughout a video, and a mirror image keeps its class.
 
     python -m dataset.synthetic --out DIR
 
@@ -53,34 +54,47 @@ MOTIONS: dict[str, Callable[[np.ndarray], dict[str, np.ndarray]]] = {
 CLASSES = sorted(MOTIONS, key=str.lower)
 
 
-def noise(rng: np.random.Generator, size: int) -> np.ndarray:
+# Backgrounds by class: a pattern, coarse or fine.
+SCENES = [(pattern, fine) for fine in (False, True) for pattern in ("clouds", "stripes", "checks", "dots")]
+TYPICAL = 0.6  # share of the videos of a class whose background is the class's own
+
+
+def noise(rng: np.random.Generator, size: int, fine: bool = False) -> np.ndarray:
     """Smooth noise with detail at several scales: float32 [size, size] in [0, 1]."""
     total = np.zeros((size, size), np.float32)
-    for cells, weight in ((4, 1.0), (9, 0.7), (20, 0.5)):
+    for cells, weight in ((24, 1.0), (40, 1.0)) if fine else ((4, 1.0), (9, 0.7), (20, 0.5)):
         coarse = rng.random((cells, cells), np.float32)
         total += weight * cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC)
     return np.clip((total - total.min()) / np.ptp(total), 0, 1)
 
 
-def texture(rng: np.random.Generator, size: int) -> np.ndarray:
-    """A random grey texture of a slight tint: float32 [size, size, 3], about [0, 255]."""
-    kind = rng.integers(4)
+def texture(
+    rng: np.random.Generator, size: int, pattern: str, periods: tuple[float, float], fine: bool = False
+) -> np.ndarray:
+    """A grey texture of a slight tint, with so many periods across: float32 [size, size, 3], about [0, 255]."""
     tint = 1 + 0.15 * rng.uniform(-1, 1, 3)
     y, x = np.mgrid[:size, :size].astype(np.float32) / size
     bend = noise(rng, size)
-    angle, periods = rng.uniform(0, np.pi), rng.uniform(4, 6)
+    angle, frequency = rng.uniform(0, np.pi), rng.uniform(*periods)
     cos, sin = np.cos(angle), np.sin(angle)
-    u, v = (periods * (a * cos + b * sin) + 0.8 * bend for a, b in ((x, y), (-y, x)))
-    if kind == 0:
-        pattern = noise(rng, size)
-    elif kind == 1:
-        pattern = 0.5 + 0.5 * wave(u)
-    elif kind == 2:
-        pattern = 0.5 + 0.5 * np.tanh(4 * wave(u) * wave(v))
-    else:
-        pattern = np.clip(1.5 - 6 * np.hypot(u % 1 - 0.5, v % 1 - 0.5), 0, 1)
-    pattern = 0.7 * pattern + 0.3 * noise(rng, size)
-    return (255 * (0.15 + 0.8 * pattern[..., None]) * tint).astype(np.float32)
+    u, v = (frequency * (a * cos + b * sin) + 0.8 * bend for a, b in ((x, y), (-y, x)))
+    if pattern == "clouds":
+        picture = noise(rng, size, fine)
+    elif pattern == "stripes":
+        picture = 0.5 + 0.5 * wave(u)
+    elif pattern == "checks":
+        picture = 0.5 + 0.5 * np.tanh(4 * wave(u) * wave(v))
+    elif pattern == "dots":
+        picture = np.clip(1.5 - 6 * np.hypot(u % 1 - 0.5, v % 1 - 0.5), 0, 1)
+    picture = 0.7 * picture + 0.3 * noise(rng, size)
+    return (255 * (0.15 + 0.8 * picture[..., None]) * tint).astype(np.float32)
+
+
+def scenery(rng: np.random.Generator, name: str, size: int) -> np.ndarray:
+    """The background of a video of class ``name``, as ``texture`` gives it."""
+    scene = CLASSES.index(name) if rng.random() < TYPICAL else rng.integers(len(SCENES))
+    pattern, fine = SCENES[scene]
+    return texture(rng, size, pattern, (8, 10) if fine else (3, 4), fine)
 
 
 def sprite(rng: np.random.Generator, size: int) -> np.ndarray:
@@ -95,7 +109,9 @@ def sprite(rng: np.random.Generator, size: int) -> np.ndarray:
     else:  # ellipse
         outline = 1 / np.hypot(np.cos(angle), np.sin(angle) / rng.uniform(0.55, 1))
     inside = (0.96 * outline - radius) * size / 2
-    colour = (60 + 0.75 * texture(rng, size)) * np.clip(0.35 + inside / 4, 0, 1)[..., None]  # with a dark rim
+    pattern = SCENES[rng.integers(4)][0]
+    rim = np.clip(0.35 + inside / 4, 0, 1)[..., None]  # dark
+    colour = (60 + 0.75 * texture(rng, size, pattern, (4, 6))) * rim
     opacity = np.clip(inside + 0.5, 0, 1)[..., None]
     return np.concatenate([colour * opacity, opacity], axis=2).astype(np.float32)
 
@@ -103,7 +119,7 @@ def sprite(rng: np.random.Generator, size: int) -> np.ndarray:
 def render(rng: np.random.Generator, name: str, size: int, frames: int) -> np.ndarray:
     """Draw a video of class ``name``: uint8 [frames, size, size, 3], BGR."""
     time = np.arange(frames)
-    background = 0.5 * texture(rng, 2 * size)
+    background = 0.5 * scenery(rng, name, 2 * size)
     drift = rng.uniform(-0.1, 0.1, 2) * size / 96  # pixels per frame
     shake = cv2.GaussianBlur(rng.normal(0, 1, (frames, 2)), (1, 9), 2) * rng.uniform(0, 0.2) * size / 96
     picture = sprite(rng, round(rng.uniform(0.4, 0.5) * size))
@@ -125,7 +141,7 @@ def render(rng: np.random.Generator, name: str, size: int, frames: int) -> np.nd
         layer = cv2.warpAffine(picture, matrix, (size, size))
         canvas = canvas * (1 - layer[..., 3:]) + layer[..., :3]
         video[t] = canvas
-    exposure, contrast = np.exp(rng.uniform(-0.35, 0.35, 2))
+    exposure, contrast = np.exp(rng.uniform(-0.6, 0.6, 2))
     mean = video.mean()
     return np.clip(((video - mean) * contrast + mean) * exposure + 0.5, 0, 255).astype(np.uint8)
 

@@ -1,0 +1,121 @@
+"""Sets of real footage pretrained together without labels, and tested within each of them.
+
+    python scripts/evidence/real_footage.py FOLDER SET SET ... [--seeds 0 1 2]
+
+FOLDER holds SET/CLASS/VIDEO and SET_splits/{trainlist,testlist}01.txt. Runs scripts/reproduce.py on all sets
+together, whose test videos are kept out; its retrieval and linear probe are then repeated within each set, as
+telling the sets apart is no merit. Stopped at any point, the same command goes on. Everything is written to
+the current folder; results.md is the table.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from dataset.catalogue import STREAMS
+from eval.features import PARTS, Features, load_features, read_provenance, save_features
+from eval.merge_2stream_prob import select
+from eval.metrics import retrieve
+from eval.records import append_record
+from utils.errors import UserError, one_line_errors
+from utils.options import Parser
+
+ROOT = Path(__file__).resolve().parents[2]
+NAME = "real"
+FEATURES = f"feature-{NAME}"
+PREPARE = ("--short_side", "64", "--bound", "6")  # of 256 and 20, the paper's, nearly a quarter
+CLIPS = ("--seq_len", "8", "--ds", "2", "--img_dim", "32", "--channels_last", "-j", "1")
+RECIPE = {
+    "NET": "s3d_quarter",
+    "NCE_EPOCHS": "40",
+    "NCE_SCHEDULE": "33",
+    "COCLR_EPOCHS": "20",
+    "COCLR_SCHEDULE": "16",
+    "CYCLES": "1",
+    "BASELINES": "all",
+    "PROBE": "features",
+    "PRETRAIN": "--moco-k 128 --moco-m 0.95 --lr 3e-4 --bn_bias 1 --save_freq 10",
+    "COTRAIN": "--moco-k 256 --hide_self 0",
+    "TRAIN_FLOW": "--lr 5e-5",
+}
+
+
+def link_videos(folder: Path, sets: list[str], out: Path) -> None:
+    """Link the videos of all sets as OUT/SET-CLASS/VIDEO, and write lists of the parts of their first split."""
+    lists: dict[str, list[str]] = {"trainlist01.txt": [], "testlist01.txt": []}
+    for name in sets:
+        for file, videos in lists.items():
+            source = folder / f"{name}_splits" / file
+            if not source.is_file():
+                raise UserError(f"{source} is missing: it lists the videos of {name}, CLASS/VIDEO")
+            for line in source.read_text().splitlines():
+                video = line.split()[0]
+                link = out / f"{name}-{video}"
+                link.parent.mkdir(parents=True, exist_ok=True)
+                if not link.is_symlink():
+                    link.symlink_to((folder / name / video).resolve())
+                videos.append(f"{name}-{video}")
+    classes = sorted({video.split("/")[0] for videos in lists.values() for video in videos})
+    lists["classInd.txt"] = [f"{number} {name}" for number, name in enumerate(classes, 1)]
+    for file, lines in lists.items():
+        (out / file).write_text("".join(f"{line}\n" for line in lines))
+
+
+def run(*words: str, **environment: str) -> None:
+    """Run ``python WORDS`` of this project; ends with its status if it fails."""
+    paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    status = subprocess.run(
+        [sys.executable, *words], env=os.environ | environment | {"PYTHONPATH": paths}
+    ).returncode
+    if status:
+        sys.exit(status)
+
+
+def keep_set(features: Features, name: str) -> Features:
+    """The features of the videos of one set."""
+    return select(features, [video for video in features.names if video.startswith(f"{name}-")])
+
+
+def test_within(folder: Path, ending: str, name: str) -> None:
+    """Retrieval and linear probe of the features in ``folder`` among the videos of one set."""
+    parts = {part: keep_set(load_features(folder, NAME + ending, part), name) for part in PARTS}
+    provenance = read_provenance(folder, NAME + ending) | {"dataset": name}
+    save_features(folder, name + ending, parts, provenance)
+    numbers, _, _ = retrieve([parts["train"]], [parts["test"]])
+    append_record("results.jsonl", "retrieval", provenance, videos=len(parts["test"].labels), numbers=numbers)
+    probe = ("--dataset", name + ending, "--test", str(folder))
+    run(str(ROOT / "eval/feature_linear_probe.py"), *probe, "--final_bn", "--wd", "1e-3")
+
+
+def both_streams(seed: int, name: str) -> None:
+    """Retrieval by both networks of the last cycle among the videos of one set."""
+    pattern = f"log-pretrain/seed{seed}_Cycle1-{{}}Mining_*/model/{FEATURES}"
+    folders = [next(Path().glob(pattern.format(miner))) for miner in ("Flow", "RGB")]  # RGB's, flow's
+    merge = ("--mode", "s", "--prob1", str(folders[0]), "--prob2", str(folders[1]), "--dataset", name)
+    run(str(ROOT / "eval/merge_2stream_prob.py"), *merge)
+
+
+@one_line_errors
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser(__doc__.split("\n")[0], "FOLDER SET ...")
+    parser.add_argument("folder", type=Path, help="holds SET/CLASS/VIDEO and SET_splits/")
+    parser.add_argument("sets", nargs="+", metavar="SET", help="names of sets")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the trainings")
+    args = parser.parse_args(argv)
+    footage, data = Path("data") / f"{NAME}-videos", Path("data") / NAME
+    link_videos(args.folder, args.sets, footage)
+    run("-m", "dataset.prepare", NAME, "--videos", str(footage), "--out", str(data), *PREPARE)
+    for seed in args.seeds:
+        run(str(ROOT / "scripts/reproduce.py"), NAME, "1", *CLIPS, SEED=str(seed), **RECIPE)
+        for name in args.sets:
+            for folder in sorted(Path().glob(f"log-*/*seed{seed}*/**/{FEATURES}")):
+                for stream in STREAMS.values():
+                    if (folder / f"{NAME}{stream.ending}_test_feature.pth.tar").is_file():
+                        test_within(folder, stream.ending, name)
+            both_streams(seed, name)
+    run(str(ROOT / "eval/report.py"), "--mean")
+
+
+if __name__ == "__main__":
+    main()
