@@ -24,8 +24,9 @@ from utils.options import Parser
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "real"
 FEATURES = f"feature-{NAME}"
-PREPARE = ("--short_side", "64", "--bound", "6")  # of 256 and 20, the paper's, nearly a quarter
-CLIPS = ("--seq_len", "8", "--ds", "2", "--img_dim", "32", "--channels_last", "-j", "1")
+# TV-L1 at a quarter of the paper's size and half the rate of frames; its bound is 20 pixels at full size
+PREPARE = "--short_side 64 --fps 12.5 --bound 12".split()
+CLIPS = "--seq_len 8 --ds 1 --img_dim 32 --channels_last -j 1".split()
 RECIPE = {
     "NET": "s3d_quarter",
     "NCE_EPOCHS": "40",
@@ -77,7 +78,7 @@ def keep_set(features: Features, name: str) -> Features:
     return select(features, [video for video in features.names if video.startswith(f"{name}-")])
 
 
-def test_within(folder: Path, ending: str, name: str) -> None:
+def evaluate_within(folder: Path, ending: str, name: str) -> None:
     """Retrieval and linear probe of the features in ``folder`` among the videos of one set."""
     parts = {part: keep_set(load_features(folder, NAME + ending, part), name) for part in PARTS}
     provenance = read_provenance(folder, NAME + ending) | {"dataset": name}
@@ -112,7 +113,7 @@ def main(argv: list[str] | None = None) -> None:
             for folder in sorted(Path().glob(f"log-*/*seed{seed}*/**/{FEATURES}")):
                 for stream in STREAMS.values():
                     if (folder / f"{NAME}{stream.ending}_test_feature.pth.tar").is_file():
-                        test_within(folder, stream.ending, name)
+                        evaluate_within(folder, stream.ending, name)
             both_streams(seed, name)
     run(str(ROOT / "eval/report.py"), "--mean")
 
