@@ -8,8 +8,9 @@ from torch import Tensor, nn
 class Conv3d(nn.Conv3d):
     """Conv3d, [B, C, T, H, W] -> [B, C', T', H', W'], whose kernel is flat: 1x1x1, (1,k,k) or (k,1,1).
 
-    Channels-last clips need no copy to be a matrix of pixels, a batch of frames, or a batch of images [T, H*W], whose
-    linear layer and 2D convolution are quicker than 3D kernels. Other inputs and kernels are convolved as they are.
+    Channels-last clips need no copy to be a matrix of pixels, a batch of frames, or a batch of
+    images [T, H*W], whose linear layer and 2D convolution are quicker than 3D kernels. Other inputs
+    and kernels are convolved as they are.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -29,7 +30,7 @@ class Conv3d(nn.Conv3d):
 
 
 class MaxPool3d(nn.MaxPool3d):
-    """MaxPool3d in the type of its input; without indices, autocast on a CPU copies it to fp32, for the same maxima."""
+    """MaxPool3d in its input's type: without indices, CPU autocast copies it to fp32, for the same maxima."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.max_pool3d(x, self.kernel_size, self.stride, self.padding, return_indices=True)[0]

@@ -1,4 +1,4 @@
-"""R2+3D-50: the ResNet-50 of CVRL (Qian et al. 2021, arXiv 2008.03800), 2D in stages 1-2 and 3D in stages 3-4."""
+"""R2+3D-50: the ResNet-50 of CVRL (Qian et al. 2021, arXiv 2008.03800), 2D in stages 1-2 and 3D in 3-4."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn

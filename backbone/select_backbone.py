@@ -40,7 +40,7 @@ def select_backbone(network: str, first_channel: int = 3) -> tuple[nn.Module, di
 
 
 def feature_shape(network: str, seq_len: int, img_dim: int) -> torch.Size:
-    """Shape [C, T', H', W'] of the features of a clip; nothing is computed. Raises UserError for too small a clip."""
+    """Shape [C, T', H', W'] of a clip's features; computes nothing. Raises UserError for too small a clip."""
     with torch.device("meta"):
         backbone = select_backbone(network)[0].eval()
         try:

@@ -1,16 +1,16 @@
-"""Loading: milliseconds per sample of one process, against a plain pipeline and against the pure decoding it needs.
+"""Loading: milliseconds per sample of one process, against a plain pipeline and the pure decoding it needs.
 
     python -m benchmarks.loader [--video FILE...]
 
-The videos, drawn ones if none are given, become databases (JPEG quality 80; flow by DIS) in a temporary folder.
-Compared are two views of the same clips of a video, in RGB, and in RGB and flow:
+The videos, drawn ones if none are given, become databases (JPEG quality 80; flow by DIS) in a temporary
+folder. Compared are two views of the same clips of a video, in RGB, and in RGB and flow:
   plain     as the original: the record unpacked, both clips decoded by Pillow, then torchvision's transforms
   decoding  nothing but decoding the JPEGs that the views use
   database  an item of ClipDataset (the colour work is left to the training device)
   files     the same item from the video files, RGB alone
   whole     the same, but each file is decoded from its first to its last frame, as many readers do
-and then DataLoaders of a growing number of processes. Everything runs on one thread per process. Medians and ranges are
-of ``--repeats`` rounds in turn; a DataLoader's round is an epoch.
+and then DataLoaders of a growing number of processes. Everything runs on one thread per process. Medians and
+ranges are of ``--repeats`` rounds in turn; a DataLoader's round is an epoch.
 """
 
 import argparse
@@ -120,7 +120,7 @@ def used_jpegs(dataset: ClipDataset, epoch: int, index: int) -> list[bytes]:
 
 
 def plain_sample(dataset: ClipDataset, records: list[list[bytes]], epoch: int, index: int) -> Tensor:
-    """Two views, float32 [2, streams * T, 3, S, S], by the plain pipeline; ``records``: by stream, then video."""
+    """Two views, float32 [2, streams * T, 3, S, S], by the plain pipeline from ``records[stream][video]``."""
     jpegs = [msgpack.unpackb(stream[index], raw=True) for stream in records]
     result = []
     for view, clip in zip(*drawn_clips(dataset, epoch, index), strict=True):
@@ -150,7 +150,8 @@ def compare(dataset: ClipDataset, others: dict[str, ClipDataset], args: argparse
     print(f"{' and '.join(stores)}: {len(jpegs) / len(keys):.1f} frames of {kilobytes:.1f} kB per sample")
     for name, values in times.items():
         print(
-            f"  {name:8s} {spread(values)} ms per sample, {middle['plain'] / middle[name]:.2f} x as fast as plain, "
+            f"  {name:8s} {spread(values)} ms per sample, "
+            f"{middle['plain'] / middle[name]:.2f} x as fast as plain, "
             f"{middle[name] / middle['decoding']:.2f} x the decoding"
         )
 

@@ -1,4 +1,4 @@
-"""Pictures of results: retrieval gallery (HTML, PNG), R@k curve, confusion matrix, bars of all stages (PNG)."""
+"""Pictures of results: retrieval gallery (HTML, PNG), R@k curve, confusion matrix, bars by stage (PNG)."""
 
 import base64
 import html
@@ -59,7 +59,7 @@ def moments(clip: Clip, count: int) -> list[np.ndarray]:
 
 
 def gallery(rows: Sequence[Sequence[Clip]], still: bool) -> bytes:
-    """Rows of clips: a query and its neighbours, whose borders say whether they are right, where that is known.
+    """Rows of clips: a query and its neighbours, whose borders say whether they are right, where known.
 
     Returns a PNG if ``still``, else a self-contained HTML page whose thumbnails move.
     """
@@ -94,7 +94,8 @@ def _gallery_html(rows: Sequence[Sequence[Clip]]) -> str:
     legend = ""
     if right + wrong:
         legend = (
-            f'<span style="color:{BORDERS["right"]}">Green</span>: the same class ({right} of {right + wrong}); '
+            f'<span style="color:{BORDERS["right"]}">Green</span>: '
+            f"the same class ({right} of {right + wrong}); "
             f'<span style="color:{BORDERS["wrong"]}">red</span>: another.'
         )
     return f"""<!DOCTYPE html>
@@ -105,7 +106,8 @@ figure {{ margin: 0; border: 4px solid; border-radius: 4px }}
 figure.query {{ margin-right: 24px }}
 {styles}
 figure div {{ height: {HEIGHT}px; animation: play 1.6s steps({MOMENTS}) infinite }}
-figcaption {{ padding: 2px 6px; font-size: 12px; overflow: hidden; text-overflow: ellipsis; white-space: nowrap }}
+figcaption {{ padding: 2px 6px; font-size: 12px;
+  overflow: hidden; text-overflow: ellipsis; white-space: nowrap }}
 @keyframes play {{ to {{ background-position-x: var(--shift) }} }}
 </style></head><body><h1>Nearest clips</h1>
 <p>Left: the query. Right of it: its nearest clips, nearest first. {legend}</p>
@@ -173,7 +175,7 @@ def confusion_picture(counts: np.ndarray, classes: Sequence[str]) -> bytes:
 def stage_chart(
     panels: Mapping[str, Mapping[str, Mapping[str, tuple[Sequence[float], float | None]]]], ylabel: str
 ) -> bytes:
-    """PNG of bars: panels[title][stage][stream] are values (of several seeds) and the standard error of their mean.
+    """PNG of bars: panels[title][stage][stream] are (values of several seeds, standard error of their mean).
 
     Bars are means, whiskers standard errors, dots single values; one panel below the other.
     """

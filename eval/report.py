@@ -22,8 +22,8 @@ NUMBERS = {
     "Classification": ("top1", "top5", "best_epoch_top1"),
     "Retrieval": ("R@1", "R@5", "R@10", "R@20", "R@50"),
 }
-# (method, pretrained on, stream) -> "what tested on" -> top-1, or R@1, 5, 10, 20, in percent: Han et al., NeurIPS 2020,
-# tables 1 and 2; InfoNCE's, and CoCLR's flow and K400 R@1, belong to the released weights
+# (method, pretrained on, stream) -> "what tested on" -> top-1, or R@1, 5, 10, 20, in percent: Han et al.,
+# NeurIPS 2020, tables 1 and 2; InfoNCE's, and CoCLR's flow and K400 R@1, belong to the released weights
 PAPER: dict[tuple[str, str, str], dict[str, tuple[float, ...]]] = {
     ("InfoNCE", "ucf101", "rgb"): {"linear ucf101": (46.8,), "retrieval ucf101": (33.1,)},
     ("InfoNCE", "ucf101", "flow"): {"linear ucf101": (66.8,), "retrieval ucf101": (45.2,)},
@@ -122,7 +122,7 @@ Table = dict[Subject, dict[str, Cell]]
 
 
 def standard_error(values: Sequence[float], videos: int | None) -> float | None:
-    """Of the mean of ``values``: by how they differ, or of a single one as a share, in percent, of ``videos``."""
+    """Of the mean of ``values``: by how they differ, or of a single one as a percentage of ``videos``."""
     if len(values) > 1:
         return statistics.stdev(values) / len(values) ** 0.5
     if videos:
@@ -146,7 +146,7 @@ def make_parser() -> Parser:
 
 
 def newest(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The last record of each evaluation: of equal what, crops, dataset, split, stream, checkpoint and settings."""
+    """The last record of each evaluation: equal what, crops, dataset, split, stream, checkpoint, settings."""
     key = ("what", "crops", "dataset", "split", "stream", "checkpoint", "settings")
     return list({repr([record.get(name) for name in key]): record for record in records}.values())
 

@@ -1,6 +1,7 @@
 """Momentum-contrast pretraining models: InfoNCE, UberNCE and CoCLR (Han et al. 2020, arXiv 2010.09709).
 
-State-dict names and shapes are those of the released checkpoints. Everything also works without a process group.
+State-dict names and shapes are those of the released checkpoints.
+Everything also works without a process group.
 """
 
 import torch
@@ -18,7 +19,7 @@ def world_size() -> int:
 
 @torch.no_grad()
 def all_gather(tensor: Tensor) -> Tensor:
-    """Concatenate the tensors [B, ...] of all ranks along dim 0, in rank order, as they lie in memory; no gradient."""
+    """Concatenate tensors [B, ...] of all ranks along dim 0, by rank, as they lie in memory; no gradient."""
     if world_size() == 1:
         return tensor
     order = [0, *sorted(range(1, tensor.dim()), key=tensor.stride, reverse=True)]  # outermost first
@@ -44,7 +45,7 @@ def projection_encoder(network: str, dim: int) -> nn.Sequential:
 
 
 def set_batch_norm_bias(module: nn.Module, bias: float) -> None:
-    """Set the bias of every batch norm within ``module``: 0 is torch's; above it, fewer values die in the ReLUs."""
+    """Set the bias of all batch norms in ``module``: 0 is torch's; above it fewer values die in the ReLUs."""
     for layer in module.modules():
         if isinstance(layer, nn.BatchNorm3d):
             nn.init.constant_(layer.bias, bias)
@@ -86,8 +87,8 @@ class InfoNCE(nn.Module):
     def _encode_keys(self, clips: Tensor) -> Tensor:
         """Embeddings [B, dim] of clips [B, 3, T, H, W] by the key encoder.
 
-        The batch is shuffled over all ranks (over the BatchNorm groups of one process, see ``--bn_splits``), so that
-        a key's normalisation statistics do not give away its query.
+        The batch is shuffled over all ranks (over the BatchNorm groups of one process, see ``--bn_splits``),
+        so that a key's normalisation statistics do not give away its query.
         """
         if torch.is_autocast_enabled(
             clips.device.type
@@ -102,7 +103,7 @@ class InfoNCE(nn.Module):
         return keys[permutation.argsort()[rows]]
 
     def _logits(self, query: Tensor, key: Tensor) -> Tensor:
-        """Similarities [B, 1+K] of query to its key and to the queue as it is now, over the temperature; fp32."""
+        """Similarities [B, 1+K] of query to its key and to the present queue, over the temperature; fp32."""
         with torch.autocast(query.device.type, enabled=False):
             positive = (query * key).sum(dim=1, keepdim=True)  # [B, 1]
             negative = query @ self.queue.clone()  # [B, K]; the queue changes before backward
@@ -161,7 +162,7 @@ class CoCLR(InfoNCE):
 
     Attributes:
         queue_is_full: whether mining has begun; before that no optimiser step may be taken.
-        mined_source: [B, topk] source ids of the neighbours mined by the last forward, for monitoring; None before.
+        mined_source: [B, topk] source ids of neighbours mined by the last forward, to monitor; None before.
     """
 
     def __init__(
@@ -192,7 +193,7 @@ class CoCLR(InfoNCE):
 
     @torch.no_grad()
     def _positives(self, k_vsource: Tensor, second: Tensor) -> Tensor:
-        """Positives [B, 1+K] for source ids [B] and the sampler's embeddings [B, dim], by the queue as it is now."""
+        """Positives [B, 1+K] in the present queue of source ids [B] and the sampler's embeddings [B, dim]."""
         siblings = k_vsource[:, None] == self.queue_vname  # [B, K]
         positives = siblings
         if self.queue_is_full and self.topk > 0:

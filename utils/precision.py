@@ -18,7 +18,7 @@ LARGEST_ERROR = 0.4  # of gradients of single layers, relative
 
 
 def uses_channels_last(args: argparse.Namespace, device: torch.device) -> bool:
-    """Whether clips lie channels-last in memory: where asked for, and on a CPU, where that is quicker, always."""
+    """Whether clips lie channels-last in memory: where asked for and, as it is quicker, always on a CPU."""
     return args.channels_last or device.type == "cpu"
 
 
@@ -39,9 +39,10 @@ def refuse_unsound_precision(
 ) -> None:
     """On a CPU, refuse fp16, and bf16 that computes a layer of ``encoder`` wrongly there.
 
-    One pass over smooth clips [B, 3, T, H, W], channels-last and in training mode. Gradients of some CPUs are not
-    finite in bf16, or have little to do with fp32's. Where each layer is right by itself, rounding may still turn the
-    gradient of a network that has hardly trained; such networks trained as well, so that is only said.
+    One pass over smooth clips [B, 3, T, H, W], channels-last and in training mode. Gradients of some
+    CPUs are not finite in bf16, or have little to do with fp32's. Where each layer is right by
+    itself, rounding may still turn the gradient of a network that has hardly trained; such networks
+    trained as well, so that is only said.
     """
     if precision == "fp32" or device.type != "cpu":
         return
@@ -61,16 +62,18 @@ def refuse_unsound_precision(
             f"{LARGEST_ERROR:.0%} are due to rounding; use --precision fp32 or a GPU"
         )
     log.info(
-        f"--precision {precision} on a CPU: gradients of single layers are those of fp32 within {errors[layer]:.1%}, "
-        "but that of a network that has hardly trained hangs on rounding: watch the first epochs"
+        f"--precision {precision} on a CPU: gradients of single layers are those of fp32 "
+        f"within {errors[layer]:.1%}, but that of a network that has hardly trained hangs on rounding: "
+        "watch the first epochs"
     )
 
 
 def watch_layers(module: nn.Module, precision: str, device: torch.device) -> dict[str, float]:
-    """Fill the returned dictionary, as ``module`` runs, with the error of each of its layers in ``precision``.
+    """Fill the returned dictionary, as ``module`` runs, with the error of each layer in ``precision``.
 
-    The error is the largest, over input and parameters, of the norm of the difference to the gradient of fp32, divided
-    by the norm of that. Each layer is given the input that it gets, and random gradients of its output.
+    The error is the largest, over input and parameters, of the norm of the difference to the
+    gradient of fp32, divided by the norm of that. Each layer is given the input that it gets,
+    and random gradients of its output.
     """
     errors: dict[str, float] = {}
 
@@ -94,7 +97,7 @@ def watch_layers(module: nn.Module, precision: str, device: torch.device) -> dic
 
 
 def relative_error(value: Tensor, wanted: Tensor) -> float:
-    """Norm of the difference divided by the norm of what is ``wanted``; infinite for a value that is not finite."""
+    """Norm of the difference over the norm of what is ``wanted``; infinite for a value that is not finite."""
     if not value.isfinite().all():
         return math.inf
     return ((value - wanted).norm() / wanted.norm().clamp_min(1e-30)).item()

@@ -1,14 +1,16 @@
 """The embedded footage: small videos of a textured shape moving over a moving, textured background.
 
-The class of a video is the motion of its shape. As in real footage the scene hints at it: six in ten videos of
-a class have the background that is typical of the class, the others any of the eight. Everything else (tints,
-exposure and contrast, kind, texture, size and place of the shape, drift of the background, camera shake, speed,
-phase, sense) is drawn per video and independent of the class. So flow tells the class, a still picture hints at
-it, and colour tells nothing. Motions go on throughout a video, and a mirror image keeps its class.
+The class of a video is the motion of its shape. As in real footage the scene hints at it: six in ten
+videos of a class have the background that is typical of the class, the others any of the eight.
+Everything else (tints, exposure and contrast, kind, texture, size and place of the shape, drift of the
+background, camera shake, speed, phase, sense) is drawn per video and independent of the class. So flow
+tells the class, a still picture hints at it, and colour tells nothing. Motions go on throughout a video,
+and a mirror image keeps its class.
 
     python -m dataset.synthetic --out DIR
 
-writes DIR/<Class>/v_<Class>_gGG_c01.avi (motion JPEG) and UCF-style lists DIR/{classInd,trainlist01,testlist01}.txt.
+writes DIR/<Class>/v_<Class>_gGG_c01.avi (motion JPEG) and UCF-style lists
+DIR/{classInd,trainlist01,testlist01}.txt.
 """
 
 import shutil
@@ -39,8 +41,8 @@ def wave(phase: np.ndarray) -> np.ndarray:
     return np.sin(2 * np.pi * phase)
 
 
-# Class -> the pose of a shape at each phase (in periods): place x, y in units of the amplitude, angle in turns,
-# logarithms of its width and height.
+# Class -> the pose of a shape at each phase (in periods): place x, y in units of the amplitude, angle in
+# turns, logarithms of its width and height.
 MOTIONS: dict[str, Callable[[np.ndarray], dict[str, np.ndarray]]] = {
     "Bounce": lambda p: {"x": 0.7 * triangle(p / 3), "y": 1 - 8 * (p % 1) * (1 - p % 1)},
     "Orbit": lambda p: {"x": 0.8 * wave(p), "y": 0.8 * wave(p + 0.25)},
@@ -71,7 +73,10 @@ def noise(rng: np.random.Generator, size: int, fine: bool = False) -> np.ndarray
 def texture(
     rng: np.random.Generator, size: int, pattern: str, periods: tuple[float, float], fine: bool = False
 ) -> np.ndarray:
-    """A grey texture of a slight tint, with so many periods across: float32 [size, size, 3], about [0, 255]."""
+    """A grey texture of a slight tint, with so many periods across.
+
+    float32 [size, size, 3], about [0, 255].
+    """
     tint = 1 + 0.15 * rng.uniform(-1, 1, 3)
     y, x = np.mgrid[:size, :size].astype(np.float32) / size
     bend = noise(rng, size)
@@ -98,7 +103,10 @@ def scenery(rng: np.random.Generator, name: str, size: int) -> np.ndarray:
 
 
 def sprite(rng: np.random.Generator, size: int) -> np.ndarray:
-    """A textured shape of about ``size`` pixels, colour premultiplied: float32 [size, size, 4], BGR and opacity."""
+    """A textured shape of about ``size`` pixels, colour premultiplied.
+
+    float32 [size, size, 4], BGR and opacity.
+    """
     y, x = (np.mgrid[:size, :size] + 0.5) * 2 / size - 1
     angle, radius, corners = np.arctan2(y, x), np.hypot(x, y), int(rng.integers(3, 7))
     kind = rng.integers(3)
@@ -171,7 +179,10 @@ def write_video(job: tuple[str, int], folder: Path, size: int, frames: int, seed
 
 
 def write_footage(out: Path, videos: int, size: int, frames: int, seed: int, jobs: int) -> None:
-    """Write ``videos`` videos of every class and their lists to the new folder ``out``; a third is for testing."""
+    """Write ``videos`` videos of every class and their lists to the new folder ``out``.
+
+    A third is for testing.
+    """
     part = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.part")
     for name in CLASSES:
         (part / name).mkdir(parents=True)

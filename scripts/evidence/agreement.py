@@ -1,11 +1,13 @@
 """How much of a clip gets through a network: do two augmented views of a video agree before it is trained?
 
-    python scripts/evidence/agreement.py --dataset synthetic-f-2clip --seq_len 8 --ds 2 --img_dim 32 --bn_bias 0 1 2
+    python scripts/evidence/agreement.py --dataset synthetic-f-2clip --seq_len 8 --ds 2 --img_dim 32 \
+        --bn_bias 0 1 2
 
-For every --bn_bias and seed a fresh network embeds the two views of 256 training videos, as pretraining draws them, in
-training mode. Printed are means and standard deviations over seeds: the correlation of the two embeddings of a video
-(1: the views agree; 0: they have no more in common than those of two videos), and the share of the five nearest
-embeddings that are of the video's class. Labels serve this table alone, and no test video is read.
+For every --bn_bias and seed a fresh network embeds the two views of 256 training videos, as pretraining
+draws them, in training mode. Printed are means and standard deviations over seeds: the correlation of
+the two embeddings of a video (1: the views agree; 0: they have no more in common than those of two
+videos), and the share of the five nearest embeddings that are of the video's class. Labels serve this
+table alone, and no test video is read.
 """
 
 import sys
@@ -52,7 +54,7 @@ def agreement(first: Tensor, second: Tensor) -> float:
 
 
 def neighbour_precision(first: Tensor, second: Tensor, labels: Tensor) -> float:
-    """Share of the five ``second`` views nearest to each ``first`` view, its own left out, that are of its class."""
+    """Share of the five ``second`` views nearest to each ``first`` one, its own left out, in its class."""
     similarity = F.normalize(first - first.mean(dim=0)) @ F.normalize(second - second.mean(dim=0)).T
     nearest = similarity.fill_diagonal_(-1).topk(5, dim=1).indices
     return (labels[nearest] == labels[:, None]).float().mean().item()

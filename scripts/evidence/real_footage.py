@@ -43,7 +43,7 @@ RECIPE = {
 
 
 def link_videos(folder: Path, sets: list[str], out: Path) -> None:
-    """Link the videos of all sets as OUT/SET-CLASS/VIDEO, and write lists of the parts of their first split."""
+    """Link the videos of all sets as OUT/SET-CLASS/VIDEO; write lists of the parts of their first split."""
     lists: dict[str, list[str]] = {"trainlist01.txt": [], "testlist01.txt": []}
     for name in sets:
         for file, videos in lists.items():
