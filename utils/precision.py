@@ -42,12 +42,17 @@ def refuse_unsound_precision(
     One pass over smooth clips [B, 3, T, H, W], channels-last and in training mode. Gradients of some
     CPUs are not finite in bf16, or have little to do with fp32's. Where each layer is right by
     itself, rounding may still turn the gradient of a network that has hardly trained; such networks
-    trained as well, so that is only said.
+    trained as well, so that is only said. Emulated bf16, which is slow, is warned of.
     """
     if precision == "fp32" or device.type != "cpu":
         return
     if precision == "fp16":
         raise UserError("--precision fp16 is for GPUs; on a CPU use fp32 or bf16")
+    if torch.backends.cpu.get_cpu_capability() == "AVX2":  # on x86; elsewhere it does not tell
+        log.warning(
+            "this CPU has no bf16 instructions, so that bf16 is emulated, many times slower than fp32: "
+            "use --precision fp32"
+        )
     trial = copy.deepcopy(encoder).train().to(memory_format=torch.channels_last_3d)
     errors = watch_layers(trial, precision, device)
     coarse = torch.randn(*clip_shape[:2], 4, 4, 4, generator=torch.Generator().manual_seed(0))

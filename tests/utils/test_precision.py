@@ -56,6 +56,16 @@ def test_right_layers_are_told(caplog):
         assert torch.equal(value, before[key]), key
 
 
+@pytest.mark.parametrize(("capability", "warned"), [("AVX2", True), ("AVX512", False)])
+def test_emulated_bf16_is_warned_of(capability, warned, monkeypatch, caplog):
+    torch.manual_seed(0)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    refuse_unsound_precision("fp32", CPU, encoder(1.0), (2, 3, 8, 32, 32))
+    assert not caplog.text
+    refuse_unsound_precision("bf16", CPU, encoder(1.0), (2, 3, 8, 32, 32))
+    assert ("no bf16 instructions" in caplog.text) == warned
+
+
 @pytest.mark.slow
 def test_a_deep_network_that_has_not_trained_is_not_refused():
     """Its layers are right one by one; together they multiply the rounding of bf16."""
