@@ -1,6 +1,6 @@
 """Sets of real footage pretrained together without labels, and tested within each of them.
 
-    python scripts/evidence/real_footage.py FOLDER SET SET ... [--seeds 0 1 2]
+    python -m scripts.evidence.real_footage FOLDER SET SET ... [--seeds 0 1 2]
 
 FOLDER holds SET/CLASS/VIDEO and SET_splits/{trainlist,testlist}01.txt. Runs scripts/reproduce.py on all sets
 together, whose test videos are kept out; its retrieval and linear probe are then repeated within each set, as
