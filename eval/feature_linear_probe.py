@@ -41,6 +41,9 @@ def probe(args: argparse.Namespace, train: Features, test: Features) -> dict[str
     """Train on ``train``; accuracies on ``test`` in percent, of the last epoch and of the best test top-1."""
     torch.manual_seed(args.seed)
     x, test_x = ((F.normalize(f.features, dim=1) if args.normalize else f.features) for f in (train, test))
+    if args.final_bn:  # its eps drowns features of untrained networks, which can be as small as 1e-14
+        scale = x.std().clamp_min(torch.finfo(x.dtype).tiny)
+        x, test_x = x / scale, test_x / scale
     linear = nn.Linear(x.shape[1], int(max(train.labels.max(), test.labels.max())) + 1)
     nn.init.normal_(linear.weight, 0.0, 0.01)
     nn.init.zeros_(linear.bias)

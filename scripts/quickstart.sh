@@ -15,7 +15,7 @@ if [ ! -e "$root/$name/prepared.json" ]; then
     [ -e "$footage/classInd.txt" ] || "$PYTHON" -m dataset.synthetic --out "$footage"
     "$PYTHON" -m dataset.prepare "$name" --videos "$footage" --out "$root/$name" --flow "$5"
 fi
-export NCE_EPOCHS=$nce_epochs NCE_SCHEDULE=$((nce_epochs * 5 / 6)) OMP_NUM_THREADS=${OMP_NUM_THREADS:-2}
+export NCE_EPOCHS=$nce_epochs NCE_SCHEDULE=$((nce_epochs * 5 / 6)) OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} AT_ONCE=2
 export COCLR_EPOCHS=$coclr_epochs COCLR_SCHEDULE=$((coclr_epochs * 5 / 6)) CYCLES=1 BASELINES=$6 PROBE=features
 # for some hundred steps, see README: "A small trial learns nothing"
 export NET=s3d_quarter PRETRAIN="--moco-k 128 --moco-m 0.95 --lr 3e-4 --bn_bias 1 --save_freq 10"

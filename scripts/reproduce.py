@@ -14,6 +14,8 @@ import signal
 import subprocess
 import sys
 from argparse import Namespace
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,6 +72,12 @@ SETTINGS = {  # of the recipe: options, and in capitals environment variables
         "help": "features: a linear layer on saved features, minutes instead of hours",
     },
     "seed": {"type": non_negative_int, "help": "seed; the runs of each have names of their own"},
+    "at_once": {
+        "type": positive_int,
+        "default": 1,
+        "help": "trainings at the same time, on the same processors or GPUs, where none needs another, as "
+        "InfoNCE of RGB and of flow",
+    },
 }
 RGB, FLOW = (STREAMS[stream].ending for stream in ("rgb", "flow"))  # of dataset names
 CLIP = ("--seq_len", "32", "--ds", "1")
@@ -193,11 +201,19 @@ class Recipe:
 
     def run(self, *command: str, processes: int = 1) -> None:
         """Print a command, and run it; if it fails, end with its status. Titles stand for checkpoints."""
+        self.execute({"": self.words(command, processes)})
+
+    def words(self, command: Sequence[str], processes: int) -> list[str]:
+        """What stands after "python" for a command in so many processes; prints it."""
         launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}"] if processes > 1 else []
         words = [*launcher, *(self.checkpoints.get(word, word) for word in command)]
         print("+", shlex.join(["python", *words]), flush=True)
+        return words
+
+    def execute(self, commands: dict[str, list[str]]) -> None:
+        """Run commands by their titles, at the same time; if one fails, end with its status."""
         if not self.args.dry_run:
-            status = execute(words)
+            status = execute(commands)
             if status:
                 sys.exit(status)
 
@@ -209,19 +225,24 @@ class Recipe:
         if not self.args.dry_run:
             file.touch()
 
-    def train(self, training: Training, heading: str) -> None:
-        """Train, or go on with it, unless its last checkpoint is there."""
-        print("==", heading)
-        found = training.find_checkpoint()
-        if found:
-            print("done:", found)
-        else:
-            going_on = ("--epochs", str(training.epochs), "--resume", "auto")
-            self.run(*training.command, *going_on, processes=self.args.nproc or training.gpus)
+    def train(self, trainings: dict[str, Training]) -> None:
+        """Train at the same time, or go on with, those ``trainings``, by heading, that have not ended."""
+        commands = {}
+        for heading, training in trainings.items():
+            print("==", heading)
+            found = training.find_checkpoint()
+            if found:
+                print("done:", found)
+            else:
+                going_on = ("--epochs", str(training.epochs), "--resume", "auto")
+                processes = self.args.nproc or training.gpus
+                commands[training.title] = self.words((*training.command, *going_on), processes)
+        self.execute(commands)
+        for training in trainings.values():
             found = training.last_checkpoint if self.args.dry_run else training.find_checkpoint()
             if not found:
                 raise UserError(f"{training.title} left no {training.last_checkpoint}")
-        self.checkpoints[training.title] = found
+            self.checkpoints[training.title] = found
 
     def features(self, title: str, name: str) -> Path:
         """Folder of a network's features of dataset ``name``."""
@@ -259,7 +280,7 @@ class Recipe:
             command = (*test, *options, "--pretrain", title)
             folder = f"log-linclr/{prefix}{dataset}-*"
             probe = Training(f"Probe-{title}-{name}", ending, folder, PROBE_EPOCHS, 1, command)
-            self.train(probe, probe.title)
+            self.train({probe.title: probe})
             if not self.is_done(self.probabilities(title, name)):
                 of_probe = ("--train_what", "last", "--test", probe.title, "--ten_crop")
                 self.run(*test, *of_probe, processes=processes)
@@ -294,19 +315,56 @@ def places(options: tuple[str, ...]) -> list[str]:
     return found
 
 
-def execute(words: list[str]) -> int:
-    """Run ``python WORDS``, of which the scripts are this project's; its exit status, as a shell counts.
+def execute(commands: dict[str, list[str]]) -> int:
+    """Run ``python WORDS``, of which the scripts are this project's, for all titles at the same time.
 
-    Ctrl-C reaches the command as well as this process, which waits until the command has saved.
+    Returns an exit status, as a shell counts; where one fails, the others are asked to save and end. Of
+    several, each line of output begins with the title. Ctrl-C reaches the commands as well as this process,
+    which waits until they have saved.
     """
-    words = [str(ROOT / word) if word.endswith(".py") else word for word in words]
-    process = subprocess.Popen([sys.executable, *words])
-    meanwhile = {signal.SIGINT: lambda *_: None, signal.SIGTERM: lambda *_: process.terminate()}
+    several = len(commands) > 1
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True} if several else {}
+    processes = {}
+    for title, words in commands.items():
+        words = [str(ROOT / word) if word.endswith(".py") else word for word in words]
+        processes[title] = subprocess.Popen([sys.executable, *words], **output)
+
+    def stop(*_) -> None:
+        for process in processes.values():
+            process.terminate()
+
+    meanwhile = {signal.SIGINT: lambda *_: None, signal.SIGTERM: stop}
     before = {number: signal.signal(number, handler) for number, handler in meanwhile.items()}
-    status = process.wait()
+    with ThreadPoolExecutor(max(1, len(processes))) as pool:
+        ended = [pool.submit(wait_for, process, title) for title, process in processes.items()]
+        statuses = []
+        for future in as_completed(ended):
+            statuses.append(future.result())
+            if statuses[-1]:
+                stop()
     for number, handler in before.items():
         signal.signal(number, handler)
+    status = next(filter(None, statuses), 0)
     return status if status >= 0 else 128 - status
+
+
+def wait_for(process: subprocess.Popen, title: str) -> int:
+    """The exit status of a process, whose output, if it is piped, is printed line by line."""
+    for line in process.stdout or ():
+        print(f"{title}: {line}", end="", flush=True)
+    return process.wait()
+
+
+def groups(trainings: list[Training], size: int) -> list[dict[str, Training]]:
+    """The trainings by their headings, in groups of up to ``size`` that can be run at the same time."""
+    titles = {training.title for training in trainings}
+    found: list[dict[str, Training]] = [{}]
+    for number, training in enumerate(trainings, 1):
+        is_free = not titles.intersection(training.command)
+        if found[-1] and not (is_free and len(found[-1]) < size):
+            found.append({})
+        found[-1][f"training {number} of {len(trainings)}: {training.title}"] = training
+    return found
 
 
 @one_line_errors
@@ -314,8 +372,8 @@ def main(argv: list[str] | None = None) -> None:
     args, common = parse_arguments(sys.argv[1:] if argv is None else argv)
     recipe = Recipe(args, common)
     trainings, last = list_trainings(args, common)
-    for number, training in enumerate(trainings, 1):
-        recipe.train(training, f"training {number} of {len(trainings)}: {training.title}")
+    for group in groups(trainings, args.at_once):
+        recipe.train(group)
     random = RANDOM if args.baselines else {}
     endings = random | {training.title: training.ending for training in trainings}
     for name in args.eval:

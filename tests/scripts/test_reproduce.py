@@ -44,11 +44,12 @@ def commands(tmp_path, monkeypatch):
     """The commands that the recipe runs on 9 training and 3 test videos, each in a fork."""
     done = []
 
-    def execute(words: list[str]) -> int:
-        done.append(" ".join(words))
-        ended = run(*words, cwd=tmp_path, timeout=600)
-        assert ended.returncode == 0, ended.stderr
-        return ended.returncode
+    def execute(together: dict[str, list[str]]) -> int:
+        for words in together.values():
+            done.append(" ".join(words))
+            ended = run(*words, cwd=tmp_path, timeout=600)
+            assert ended.returncode == 0, ended.stderr
+        return 0
 
     make_dataset(tmp_path / "data/tiny", per_class=4, frames=9)
     monkeypatch.chdir(tmp_path)
@@ -116,8 +117,37 @@ def test_everything_from_pretraining_to_the_table_and_what_is_done_is_skipped(co
 )
 def test_status_of_a_command_and_signals_while_it_runs(code, status):
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    assert reproduce.execute(["-c", f"import os, signal, time; {code}"]) == status
+    assert reproduce.execute({"": ["-c", f"import os, signal, time; {code}"]}) == status
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def test_several_commands_at_once_say_whose_line_it_is(cwd, monkeypatch, capfd):
+    monkeypatch.chdir(cwd)
+    meet = (
+        "import pathlib, sys, time\n"
+        "mine, other = sys.argv[1:]\n"
+        "pathlib.Path(mine).touch()\n"
+        "while not pathlib.Path(other).exists(): time.sleep(0.01)\n"
+        "print('out'); print('err', file=sys.stderr)"
+    )
+    commands = {"RGB": ["-c", meet, "rgb", "flow"], "Flow": ["-c", meet, "flow", "rgb"]}
+    assert reproduce.execute(commands) == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert sorted(lines) == ["Flow: err", "Flow: out", "RGB: err", "RGB: out"]
+
+
+def test_where_one_of_several_fails_the_others_are_ended():
+    sleeps = "import time; time.sleep(60)"
+    assert reproduce.execute({"RGB": ["-c", sleeps], "Flow": ["-c", "raise SystemExit(2)"]}) == 2
+
+
+@pytest.mark.parametrize(("size", "lengths"), [(1, [1] * 8), (2, [2, 2, 1, 1, 1, 1]), (9, [4, 1, 1, 1, 1])])
+def test_trainings_that_need_no_other_are_run_at_once(size, lengths):
+    args, common = reproduce.parse_arguments(["mine", "--baselines", "all"])
+    trainings, _ = reproduce.list_trainings(args, common)
+    groups = reproduce.groups(trainings, size)
+    assert [len(group) for group in groups] == lengths
+    assert [training for group in groups for training in group.values()] == trainings
 
 
 def test_several_runs_that_may_be_meant_are_refused(cwd, monkeypatch, capsys):
