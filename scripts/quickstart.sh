@@ -4,7 +4,7 @@
 source "$(dirname "$0")/environment.sh"
 case "${1-}" in
     "") set -- synthetic "0" 34 20 dis random ;;
-    --full) set -- synthetic-full "0 1 2" 30 16 tvl1 all ;;
+    --full) set -- synthetic-full "0 1 2" 60 30 tvl1 all ;;
     *) echo "error: $1 is not known; usage: bash scripts/quickstart.sh [--full]" >&2; exit 2 ;;
 esac
 name=$1 seeds=${SEEDS:-$2} nce_epochs=${NCE_EPOCHS:-$3} coclr_epochs=${COCLR_EPOCHS:-$4}
