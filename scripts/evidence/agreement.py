@@ -1,6 +1,6 @@
 """How much of a clip gets through a network: do two augmented views of a video agree before it is trained?
 
-    python scripts/evidence/agreement.py --dataset synthetic-f-2clip --seq_len 8 --ds 2 --img_dim 32 \
+    python -m scripts.evidence.agreement --dataset synthetic-f-2clip --seq_len 8 --ds 2 --img_dim 32 \
         --bn_bias 0 1 2
 
 For every --bn_bias and seed a fresh network embeds the two views of 256 training videos, as pretraining
@@ -10,14 +10,9 @@ videos), and the share of the five nearest embeddings that are of the video's cl
 table alone, and no test video is read.
 """
 
-import sys
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from dataset.augmentation import augment
 from dataset.clip_dataset import ClipDataset

@@ -109,8 +109,13 @@ def main(argv: list[str] | None = None) -> None:
     run("-m", "dataset.prepare", NAME, "--videos", str(footage), "--out", str(data), *PREPARE)
     for seed in args.seeds:
         run(str(ROOT / "scripts/reproduce.py"), NAME, "1", *CLIPS, SEED=str(seed), **RECIPE)
+        folders = [
+            folder
+            for runs in (f"seed{seed}_*", f"random_*_seed{seed}")
+            for folder in sorted(Path().glob(f"log-*/{runs}/**/{FEATURES}"))
+        ]
         for name in args.sets:
-            for folder in sorted(Path().glob(f"log-*/*seed{seed}*/**/{FEATURES}")):
+            for folder in folders:
                 for stream in STREAMS.values():
                     if (folder / f"{NAME}{stream.ending}_test_feature.pth.tar").is_file():
                         evaluate_within(folder, stream.ending, name)
