@@ -18,7 +18,7 @@ from dataset.augmentation import augment_batch, draw_crop, draw_finetune_view
 from dataset.catalogue import parse_name
 from dataset.clip_dataset import ClipDataset
 from dataset.loader import make_loader
-from dataset.options import add_data_options
+from dataset.options import add_data_options, places_of_data
 from dataset.registry import Videos
 from eval.predict import class_probabilities, read_videos
 from eval.protocols import evaluate
@@ -230,7 +230,7 @@ def train(args: argparse.Namespace, world: World) -> None:
 @launch.closes_process_group
 def main(argv: list[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
-    world = launch.start(args)
+    world = launch.start(args, may_differ=places_of_data())
     check_options(args)
     if args.test:
         evaluate(args, world)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from dataset.augmentation import augment_batch
 from dataset.catalogue import parse_name
 from dataset.loader import pretraining_loader
-from dataset.options import add_data_options
+from dataset.options import add_data_options, places_of_data
 from dataset.registry import Videos
 from model.loss import hide_self_positive, mil_nce_loss
 from model.options import (
@@ -119,7 +119,7 @@ def start_encoders(model: CoCLR, pretrained: list[str] | None) -> None:
 @launch.closes_process_group
 def main(argv: list[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
-    world = launch.start(args)
+    world = launch.start(args, may_differ=places_of_data())
     splits = batch_norm_splits(args, world.size)
     if not 0 <= args.topk < args.moco_k:
         raise UserError(f"--topk {args.topk} should be at least 0 and below --moco-k {args.moco_k}")

@@ -8,7 +8,7 @@ from torch import Tensor
 from dataset.augmentation import augment_batch
 from dataset.catalogue import parse_name
 from dataset.loader import pretraining_loader
-from dataset.options import add_data_options
+from dataset.options import add_data_options, places_of_data
 from model.methods import METHODS
 from model.options import (
     add_model_options,
@@ -46,7 +46,7 @@ def make_parser() -> Parser:
 @launch.closes_process_group
 def main(argv: list[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
-    world = launch.start(args)
+    world = launch.start(args, may_differ=places_of_data())
     splits = batch_norm_splits(args, world.size)
     channels_last = uses_channels_last(args, world.device)
     loader = pretraining_loader(args, world.rank, world.size, world.device, streams=1)

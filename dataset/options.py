@@ -6,6 +6,11 @@ from dataset.registry import source_options
 from utils.options import Parser, non_negative_int, positive_int
 
 
+def places_of_data() -> list[str]:
+    """Options that say where data lies, which may differ from machine to machine of one run."""
+    return ["data_root", *source_options()]
+
+
 def add_database_options(group: argparse._ActionsContainer) -> None:
     """Where the frames of --dataset lie."""
     group.add_argument("--data_root", help="folder of the datasets; $COCLR_DATA or ./data if not given")

@@ -15,7 +15,7 @@ import threading
 import traceback
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -35,17 +35,7 @@ log = logging.getLogger("coclr")
 
 SECONDS_OF_SILENCE = 10
 LOST_PROCESS = re.compile(r"gloo|nccl|closed by peer|connection reset|timed out|heartbeat", re.IGNORECASE)
-MAY_DIFFER = (  # options that one process of a run may be given and another not
-    "rank",
-    "local_rank",
-    "gpu",
-    "dist_url",
-    "workers",
-    "data_root",
-    "rgb_lmdb",
-    "flow_lmdb",
-    "rgb_videos",
-)
+MAY_DIFFER = ("rank", "local_rank", "gpu", "dist_url", "workers")  # options of one process of a run
 
 
 @dataclass(frozen=True)
@@ -124,7 +114,9 @@ def slurm_meeting_point() -> dict[str, str]:
     }
 
 
-def join(args: argparse.Namespace, rank: int, size: int, backend: str) -> None:
+def join(
+    args: argparse.Namespace, rank: int, size: int, backend: str, may_differ: Collection[str] = ()
+) -> None:
     """Join the process group; UserError where the processes do not meet or were not started as one run."""
     where = meeting_point(args.dist_url)
     waiting = threading.Timer(
@@ -139,7 +131,7 @@ def join(args: argparse.Namespace, rank: int, size: int, backend: str) -> None:
         # torchrun keeps the store when it starts lost ranks again: what the earlier ones left there would
         # mislead
         store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
-        compare_options(store, args, rank, size)
+        compare_options(store, args, rank, size, may_differ)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
@@ -157,10 +149,12 @@ def join(args: argparse.Namespace, rank: int, size: int, backend: str) -> None:
         signal.signal(signal.SIGINT, on_ctrl_c)
 
 
-def compare_options(store: dist.Store, args: argparse.Namespace, rank: int, size: int) -> None:
+def compare_options(
+    store: dist.Store, args: argparse.Namespace, rank: int, size: int, may_differ: Collection[str]
+) -> None:
     """Raise UserError on every rank if one was started with other options: two runs may have met."""
     own = {"command": Path(sys.argv[0]).name, **vars(args)}
-    own = {name: str(value) for name, value in own.items() if name not in MAY_DIFFER}
+    own = {name: str(value) for name, value in own.items() if name not in (*MAY_DIFFER, *may_differ)}
     store.set(f"options of {rank}", json.dumps(own))
     all_options = [json.loads(store.get(f"options of {other}")) for other in range(size)]
     all_options[rank] = own  # a second process of this rank may have replaced what the store holds
@@ -193,8 +187,11 @@ def set_up_cpu() -> None:
     keep_freed_memory()
 
 
-def start(args: argparse.Namespace) -> World:
-    """Start logging, choose and set up this process's device, join the process group if there is one."""
+def start(args: argparse.Namespace, may_differ: Collection[str] = ()) -> World:
+    """Start logging, choose and set up this process's device, join the process group if there is one.
+
+    Options that ``may_differ`` from process to process are those of a machine, such as places of data.
+    """
     rank, size, local_rank = _ranks(args)
     start_logging(rank == 0)
     if torch.cuda.is_available() and args.gpu != -1:
@@ -225,7 +222,7 @@ def start(args: argparse.Namespace) -> World:
         backend = args.dist_backend or ("nccl" if device.type == "cuda" else "gloo")
         if backend == "nccl" and device.type == "cpu":
             raise UserError("--dist-backend nccl needs a GPU for each process; on a CPU use gloo")
-        join(args, rank, size, backend)
+        join(args, rank, size, backend, may_differ)
     return World(rank, size, device)
 
 

@@ -1,4 +1,4 @@
-from dataset.options import add_data_options, add_database_options
+from dataset.options import add_data_options, add_database_options, places_of_data
 from dataset.registry import SOURCES
 from utils.options import Parser
 
@@ -8,6 +8,7 @@ def test_each_kind_of_source_has_an_option_for_each_of_its_streams():
     add_database_options(parser)
     given = vars(parser.parse_args(["--rgb_lmdb", "a", "--flow-lmdb", "b", "--rgb_videos", "c"]))
     assert given == {"data_root": None, "rgb_lmdb": "a", "flow_lmdb": "b", "rgb_videos": "c"}
+    assert set(places_of_data()) == given.keys()
     assert {f"{stream}_{kind}" for kind, facts in SOURCES.items() for stream in facts.streams} <= given.keys()
 
 

@@ -1,10 +1,13 @@
 """Starts of several processes: where they meet, who belongs to whom, and one line for what goes wrong."""
 
+import argparse
+import json
 import multiprocessing
 import os
 import re
 import signal
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -105,6 +108,19 @@ def test_two_runs_that_meet_are_refused_by_what_differs(cwd):
         last = process.stderr.strip().splitlines()[-1]
         assert "dataset is tiny-2clip on process 0, tiny-f-2clip on process 1" in last
     assert not (cwd / "log-pretrain").exists()
+
+
+def test_options_of_a_machine_may_differ():
+    store = torch.distributed.HashStore()
+    others = {"command": Path(sys.argv[0]).name, "lr": "0.1"}
+    own = argparse.Namespace(lr=0.1, data_root="/a", workers=1)
+    store.set("options of 1", json.dumps(others))
+    launch.compare_options(store, own, 0, 2, may_differ=["data_root"])
+    assert json.loads(store.get("options of 0")) == others
+    store.set("options of 1", json.dumps(others | {"data_root": "/b"}))
+    store.set("read by 1", "")
+    with pytest.raises(UserError, match="data_root is /a on process 0, /b on process 1"):
+        launch.compare_options(store, own, 0, 2, may_differ=[])
 
 
 def wait_alone(port, errors):
