@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SMALL = ("--seq_len", "8", "--img_dim", "32", "-j", "0", "--print_freq", "3", "--moco-dim", "16")
+CLIPS = ("--net", "s3d_quarter", "--seq_len", "8", "--img_dim", "32")
+SMALL = (*CLIPS, "-j", "0", "--print_freq", "3", "--moco-dim", "16")
 NCE = (
     "main_nce.py",
     "--dataset",
@@ -30,7 +31,7 @@ NCE = (
     "4",
     "--schedule",
 )
-RUN = "infonce_k8_tiny-2clip-32_s3d_bs4_lr0.001_seq2_len8_ds1"  # the name of the folder of NCE
+RUN = "infonce_k8_tiny-2clip-32_s3d_quarter_bs4_lr0.001_seq2_len8_ds1"  # the name of the folder of NCE
 
 _forks = multiprocessing.get_context("forkserver")
 _forks.set_forkserver_preload(

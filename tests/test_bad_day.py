@@ -79,7 +79,7 @@ def test_stopped_run_loses_and_repeats_nothing(cwd, undisturbed):
 @pytest.mark.slow
 def test_stopped_where_every_step_ends_an_epoch(cwd):
     words = (*NCE, "--batch_size", "16", "--moco-k", "16", "--resume", "auto", "--epochs")
-    folder = cwd / "log-pretrain/infonce_k16_tiny-2clip-32_s3d_bs16_lr0.001_seq2_len8_ds1"
+    folder = cwd / "log-pretrain/infonce_k16_tiny-2clip-32_s3d_quarter_bs16_lr0.001_seq2_len8_ds1"
     with Started(*words, "50", cwd=cwd) as process:
         process.wait_for_steps(folder, 1)
         process.send_signal(signal.SIGTERM)

@@ -26,7 +26,7 @@ COCLR = (
     "--topk",
     "2",
 )
-RUN = "coclr-top2_k8_tiny-2stream-2clip-32_s3d_bs4_lr0.001_seq2_len8_ds1"
+RUN = "coclr-top2_k8_tiny-2stream-2clip-32_s3d_quarter_bs4_lr0.001_seq2_len8_ds1"
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,9 @@ def started(tiny):
     """A working folder with the dataset "tiny" and an InfoNCE checkpoint per stream, rgb.tar and flow.tar."""
     for seed, stream in enumerate(("rgb", "flow")):
         torch.manual_seed(seed)
-        torch.save({"state_dict": InfoNCE("s3d", 16, 16).state_dict(), "epoch": 0}, tiny / f"{stream}.tar")
+        torch.save(
+            {"state_dict": InfoNCE("s3d_quarter", 16, 16).state_dict(), "epoch": 0}, tiny / f"{stream}.tar"
+        )
     return tiny
 
 

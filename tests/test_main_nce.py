@@ -70,8 +70,6 @@ def test_an_epoch_goes_on_with_another_number_of_processes(cwd, first):
 def test_two_processes_by_the_older_launcher(cwd):
     words = (
         "main_nce.py",
-        "--net",
-        "s3d",
         "--model",
         "ubernce",
         "--dataset",
@@ -96,7 +94,7 @@ def test_two_processes_by_the_older_launcher(cwd):
     done = subprocess.run(command, cwd=cwd, env=environment(), stderr=subprocess.PIPE, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "2 processes" in done.stderr
-    folder = cwd / "log-pretrain/ubernce_k8_tiny-f-2clip-32_s3d_bs2_lr0.001_seq2_len8_ds1"
+    folder = cwd / "log-pretrain/ubernce_k8_tiny-f-2clip-32_s3d_quarter_bs2_lr0.001_seq2_len8_ds1"
     trace = losses(folder)
     assert sorted(trace) == list(range(8))
     assert all(math.isfinite(loss) for loss in trace.values())

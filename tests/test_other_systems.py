@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from footage import picture, write_video
-from runs import NCE, ROOT, RUN, SMALL, environment, losses
+from runs import CLIPS, NCE, ROOT, RUN, environment, losses
 
 WITHOUT_LINUX = """
 import ctypes, multiprocessing, os, signal
@@ -64,9 +64,9 @@ def test_preparing_training_and_evaluating_without_what_linux_has(tmp_path):
     )
     on_macos(*NCE, "-j", "1", "--epochs", "1", cwd=tmp_path)
     assert len(losses(tmp_path / "log-pretrain" / RUN)) == 1
-    test = ("--dataset", "tiny", *SMALL[:4], "--test", f"log-pretrain/{RUN}/model/epoch0.pth.tar")
+    test = ("--dataset", "tiny", *CLIPS, "--test", f"log-pretrain/{RUN}/model/epoch0.pth.tar")
     on_macos("main_classifier.py", *test, "-j", "1", "--retrieval", cwd=tmp_path)
-    on_macos(*"-m eval.embed videos --weights".split(), test[-1], *SMALL[:4], "-j", "1", cwd=tmp_path)
+    on_macos(*"-m eval.embed videos --weights".split(), test[-1], *CLIPS[2:], "-j", "1", cwd=tmp_path)
     with np.load(tmp_path / "features.npz") as file:
         assert len(file["names"]) == 8
 

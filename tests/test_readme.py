@@ -11,12 +11,13 @@ from runs import ROOT, run_ok, run_ranks
 
 from dataset.preparation.synthetic import main as draw_footage
 
+NET = "--net s3d_quarter"
 CLIPS = "--seq_len 8 --img_dim 32 -j 0"
 TRAIN = f"{CLIPS} --batch_size 2 --epochs 1"
 SMALL = {  # options appended by script
-    "main_nce.py": f"{TRAIN} --moco-k 8",
-    "main_coclr.py": f"{TRAIN} --moco-k 8 --topk 2",
-    "main_classifier.py": TRAIN,
+    "main_nce.py": f"{NET} {TRAIN} --moco-k 8",
+    "main_coclr.py": f"{NET} {TRAIN} --moco-k 8 --topk 2",
+    "main_classifier.py": f"{NET} {TRAIN}",
     "dataset.prepare": "--flow dis --short_side 40 -j 1",
     "eval/feature_linear_probe.py": "--epochs 2",
 }

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from coded import read_code, write_coded
-from runs import run_ok
+from runs import CLIPS, run_ok
 
 from dataset import decode
 from dataset import video_files as module
@@ -298,7 +298,7 @@ def test_training_and_evaluation_without_a_database(footage):
     home = footage.parent
     make_database(footage, home / "data/some/rgb.lmdb")
     files = ("--dataset", "some", "--rgb_videos", footage)
-    small = ("--seq_len", "8", "--img_dim", "32", "-j", "1")
+    small = (*CLIPS, "-j", "1")
     nce = ("main_nce.py", "--dataset", "some-2clip", "--rgb_videos", footage, *small, "--epochs", "1")
     run_ok(*nce, "--batch_size", "4", "--moco-k", "8", "--moco-dim", "16", cwd=home)
     (checkpoint,) = home.glob("log-pretrain/*/model/epoch0.pth.tar")

@@ -30,7 +30,7 @@ RECORDED = {  # by file: the words after the script's name, the environment
 }
 TINY = ["tiny", "1", "--nce_epochs", "1", "--coclr_epochs", "1", "--nce_schedule=", "--coclr_schedule="]
 TINY += ["--pretrain", "--moco-k 4 --moco-dim 16", "--cotrain", "--topk 1"]
-TINY += ["--seq_len", "8", "--img_dim", "32", "-j", "0", "--batch_size", "4"]
+TINY += ["--net", "s3d_quarter", "--seq_len", "8", "--img_dim", "32", "-j", "0", "--batch_size", "4"]
 
 
 @pytest.fixture(autouse=True)
