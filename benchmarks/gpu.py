@@ -12,13 +12,13 @@ import json
 import os
 import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from subprocess import PIPE, Popen
 
 import torch
 
@@ -68,14 +68,8 @@ def run_part(name: str, device: str, folder: Path, seconds: float) -> Iterator[R
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     if device == "cpu":
         environment["CUDA_VISIBLE_DEVICES"] = ""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.gpu_parts", name],
-        cwd=folder,
-        env=environment,
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    command = [sys.executable, "-m", "benchmarks.gpu_parts", name]
+    process = Popen(command, cwd=folder, env=environment, stdout=PIPE, text=True, start_new_session=True)
     end = time.monotonic() + seconds
     limit = threading.Timer(seconds, os.killpg, (process.pid, signal.SIGKILL))
     limit.start()
@@ -91,28 +85,27 @@ def run_part(name: str, device: str, folder: Path, seconds: float) -> Iterator[R
         process.wait()
 
 
-class Results:
-    """results.gpu.md and results.gpu.jsonl, written as things become known, and all rows by part."""
+def write(text: str) -> None:
+    print(text, flush=True)
+    with open("results.gpu.md", "a") as file:
+        file.write(text + "\n")
 
-    def __init__(self):
-        self.rows: dict[str, list[Row]] = {}
-        self._text, self._records = open("results.gpu.md", "w"), open("results.gpu.jsonl", "w")
 
-    def write(self, text: str) -> None:
-        print(text, flush=True)
-        print(text, file=self._text, flush=True)
+def write_part(name: str, question: str, rows: Iterable[Row]) -> list[Row]:
+    """The table and the records of a part, row by row; all its rows."""
+    known = []
 
-    def add(self, part: str, question: str, rows: Iterable[Row]) -> None:
-        """The table of a part, row by row."""
-        self.write(f"\n**{part}** {question}")
-        for line in markdown(self._kept(part, rows)):
-            self.write(line)
-
-    def _kept(self, part: str, rows: Iterable[Row]) -> Iterator[Row]:
+    def recorded() -> Iterator[Row]:
         for row in rows:
-            self.rows.setdefault(part, []).append(row)
-            print(json.dumps({"part": part, **row}), file=self._records, flush=True)
+            with open("results.gpu.jsonl", "a") as file:
+                file.write(json.dumps({"part": name, **row}) + "\n")
+            known.append(row)
             yield row
+
+    write(f"\n**{name}** {question}")
+    for line in markdown(recorded()):
+        write(line)
+    return known
 
 
 @one_line_errors
@@ -125,17 +118,20 @@ def main(argv: list[str] | None = None) -> None:
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError("no GPU is visible; --device cpu runs every part small")
     end = time.monotonic() + 60 * args.minutes
-    results = Results()
-    results.write(setting())
+    for ending in ("md", "jsonl"):
+        Path(f"results.gpu.{ending}").write_text("")
+    write(setting())
     shares = {part: share for part, share in SHARES.items() if part.__name__ in args.parts}
     left = sum(shares.values())
+    found = {}
     with tempfile.TemporaryDirectory() as folder:
         make_data(Path(folder), FULL if args.device == "cuda" else TINY)
         for part, share in shares.items():
+            name = part.__name__
             seconds = share / left * (end - time.monotonic())
             left -= share
-            results.add(part.__name__, part.__doc__, run_part(part.__name__, args.device, folder, seconds))
-    results.add("defaults", "Which options do the figures recommend?", recommended(results.rows))
+            found[name] = write_part(name, part.__doc__, run_part(name, args.device, folder, seconds))
+    write_part("defaults", "Which options do the figures recommend?", recommended(found))
 
 
 if __name__ == "__main__":

@@ -58,7 +58,6 @@ VARIANTS = {  # options, with TF32 but for "fp32"
 }
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SMALL = f"--seq_len 8 --img_dim 32 -j {available_cores()}"
-NEEDS_GPU = {"result": "needs a GPU"}
 
 
 @dataclass(frozen=True)
@@ -140,8 +139,7 @@ def losses(scale: Scale) -> Iterator[Row]:
             place: np.array(list(train(f"{method}_{place}", f"{command} {words}").values()))
             for place, words in places.items()
         }
-        off = np.abs(found["device"] / found["CPU"] - 1)
-        layout = np.abs(found["layout"] / found["device"] - 1)
+        off, layout = (np.abs(found["device"] / found[other] - 1) for other in ("CPU", "layout"))
         for steps in sorted({1, min(10, len(off)), len(off)}):
             row = {"method": method, "steps": steps, "loss off by at most": off[:steps].max()}
             yield row | {"and by its other layout": layout[:steps].max()}
@@ -183,9 +181,6 @@ def allow_tf32(allowed: bool) -> None:
 
 def waits(scale: Scale) -> Iterator[Row]:
     """Does a step wait for the GPU, and is the GPU busy?"""
-    if DEVICE.type == "cpu":
-        yield NEEDS_GPU
-        return
     for method in scale.methods[:2]:
         command = step_command(method, scale.usual, scale.batch, scale)
         yield {"method": method, "step": scale.usual} | in_training(command, profiled_step)
@@ -269,9 +264,6 @@ def consume(loader: DataLoader, work: Callable[[Batch], object]) -> tuple[float,
 
 def memory(scale: Scale) -> Iterator[Row]:
     """Is too large a batch told in one line, with the one that fits?"""
-    if DEVICE.type == "cpu":
-        yield NEEDS_GPU
-        return
     limit = 4e9
     torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.get_device_properties(0).total_memory)
     said = io.StringIO()
@@ -323,9 +315,6 @@ def processes(scale: Scale) -> Iterator[Row]:
 
 def compiled(scale: Scale) -> Iterator[Row]:
     """What does --compile win?"""
-    if DEVICE.type == "cpu":
-        yield NEEDS_GPU
-        return
     for method in scale.methods[:2]:
         yield step_row(method, "bf16 channels-last compiled", scale.batch, scale)
 
@@ -344,6 +333,19 @@ SHARES = {  # of the time; most important first
     compiled: 12,
 }
 PARTS = {part.__name__: part for part in SHARES}
+NEED_GPU = {"waits", "memory", "compiled"}
+
+
+def answer(name: str) -> Iterator[Row]:
+    """Rows of a part, the last of which may say why there are no more."""
+    try:
+        if DEVICE.type == "cpu" and name in NEED_GPU:
+            yield {"result": "needs a GPU"}
+        else:
+            yield from PARTS[name](FULL if DEVICE.type == "cuda" else TINY)
+    except (Exception, SystemExit) as error:
+        traceback.print_exc()
+        yield {"result": f"failed: {type(error).__name__}: {error}"}
 
 
 def main() -> None:
@@ -351,13 +353,8 @@ def main() -> None:
     os.dup2(2, 1)  # whatever else is printed
     logging.disable(logging.INFO)
     torch.manual_seed(0)
-    try:
-        for row in PARTS[sys.argv[1]](FULL if DEVICE.type == "cuda" else TINY):
-            print(json.dumps(row), file=answers, flush=True)
-    except (Exception, SystemExit) as error:
-        traceback.print_exc()
-        first_line, *_ = f"{type(error).__name__}: {error}".splitlines()
-        print(json.dumps({"result": f"failed: {first_line}"}), file=answers, flush=True)
+    for row in answer(sys.argv[1]):
+        print(json.dumps(row), file=answers, flush=True)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from dataset.jpeg import decode
 from dataset.loader import make_loader
 from dataset.preparation import prepare
 from dataset.preparation.synthetic import write_footage
-from dataset.registry import open_videos
+from dataset.registry import Videos, open_videos
 from dataset.source import FrameSource
 from dataset.video_files import VideoFiles
 from utils.cores import available_cores
@@ -41,19 +41,17 @@ from utils.errors import one_line_errors
 from utils.launch import set_up_cpu
 from utils.options import Parser, positive_int
 
-SEQ_LEN, SIZE = 32, 128
-SAMPLES = 24
+SEQ_LEN, SIZE, SAMPLES = 32, 128, 24
 CROP = v2.RandomResizedCrop(SIZE, scale=(0.2, 1), interpolation=v2.InterpolationMode.BICUBIC)
-COLOUR = v2.Compose(
-    [
-        v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], 0.8),
-        v2.RandomGrayscale(0.2),
-        v2.RandomApply([v2.Lambda(lambda frame: frame.filter(ImageFilter.GaussianBlur(1)))], 0.5),
-    ]
-)
+JITTER = v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], 0.8)
+GREY = v2.RandomGrayscale(0.2)
+BLUR = v2.RandomApply([v2.Lambda(lambda frame: frame.filter(ImageFilter.GaussianBlur(1)))], 0.5)
+FLIP = v2.RandomHorizontalFlip()
 TO_TENSOR = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])
-LIGHT = v2.Compose([CROP, v2.RandomHorizontalFlip(), TO_TENSOR])
-PLAIN = {"light": LIGHT, "strong": v2.Compose([COLOUR, LIGHT])}  # of whole clips
+PLAIN = {  # of whole clips
+    "light": v2.Compose([CROP, FLIP, TO_TENSOR]),
+    "strong": v2.Compose([CROP, JITTER, GREY, BLUR, FLIP, TO_TENSOR]),
+}
 
 
 class WholeFiles(VideoFiles):
@@ -92,22 +90,15 @@ def drawn_clips(dataset: ClipDataset, epoch: int, index: int) -> tuple[Sequence[
     return views, [clips[view.clip] for view in views]
 
 
-def used_jpegs(dataset: ClipDataset, epoch: int, index: int) -> list[bytes]:
-    """The JPEGs that an item of the dataset decodes."""
-    videos = dataset.videos
-    needed = np.unique(drawn_clips(dataset, epoch, index)[1]).tolist()
-    return [
-        jpeg
-        for stream, store in videos.stores.items()
-        for jpeg in store.read_frames(int(videos.positions[stream][index]), needed)
-    ]
+def read_jpegs(videos: Videos, index: int) -> list[list[bytes]]:
+    """The whole record of a video in each stream."""
+    records = [store.read_record(videos.positions[stream][index]) for stream, store in videos.stores.items()]
+    return [msgpack.unpackb(record, raw=True) for record in records]
 
 
 def plain_sample(dataset: ClipDataset, epoch: int, index: int) -> Tensor:
     """Two views, float32 [2, streams * T, 3, S, S], by the plain pipeline."""
-    videos = dataset.videos
-    records = [store.read_record(videos.positions[stream][index]) for stream, store in videos.stores.items()]
-    jpegs = [msgpack.unpackb(record, raw=True) for record in records]
+    jpegs = read_jpegs(dataset.videos, index)
     result = []
     for view, clip in zip(*drawn_clips(dataset, epoch, index), strict=True):
         frames = [Image.open(io.BytesIO(stream[i])).convert("RGB") for stream in jpegs for i in clip]
@@ -117,7 +108,10 @@ def plain_sample(dataset: ClipDataset, epoch: int, index: int) -> Tensor:
 
 def compare_items(dataset: ClipDataset, others: dict[str, ClipDataset], repeats: int) -> None:
     keys = [(i // len(dataset), i % len(dataset)) for i in range(SAMPLES)]
-    jpegs = [jpeg for key in keys for jpeg in used_jpegs(dataset, *key)]
+    jpegs = []
+    for epoch, index in keys:
+        used = np.unique(drawn_clips(dataset, epoch, index)[1])
+        jpegs += [stream[i] for stream in read_jpegs(dataset.videos, index) for i in used]
     work = {
         "plain": lambda: [plain_sample(dataset, *key).shape for key in keys],
         "decoding": lambda: [decode(jpeg).shape for jpeg in jpegs],
