@@ -82,7 +82,7 @@ TINY = Scale(
     clip="--seq_len 8 --img_dim 32 --moco-k 64",
     batch=4,
     larger=(8,),
-    noise=8,
+    noise=16,
     repeat=1,
     methods=("coclr",),
     variants=("tf32 channels-last",),
@@ -133,8 +133,8 @@ def losses(scale: Scale) -> Iterator[Row]:
     batch = min(scale.batch, 8)
     places = {"device": "", "CPU": "--gpu -1", "layout": "--channels_last"}
     for method in scale.methods[:2]:
-        # in groups, batch norm would depend on how the device shuffles
-        command = f"{METHODS[method]} {SMALL} --batch_size {batch} --moco-k {batch} --bn_splits 1 --epochs 1"
+        command = f"{METHODS[method]} {SMALL} --batch_size {batch} --moco-k {2 * batch} --epochs 1"
+        command += " --bn_splits 1"  # in groups, batch norm would depend on how the device shuffles
         found = {
             place: np.array(list(train(f"{method}_{place}", f"{command} {words}").values()))
             for place, words in places.items()
