@@ -113,7 +113,9 @@ def main(argv: list[str] | None = None) -> None:
     parser = Parser(__doc__.split("\n")[0])
     parser.add_argument("--minutes", type=non_negative_float, default=9.0, help="time of all parts together")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu: every part small")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=tuple(PARTS), help="which, if not all")
+    parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=tuple(PARTS), metavar="PART", help=", ".join(PARTS)
+    )
     args = parser.parse_args(argv)
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError("no GPU is visible; --device cpu runs every part small")
