@@ -184,8 +184,10 @@ def compare_steps(method: str, args: argparse.Namespace) -> None:
         ways = {way: steps(**environment) for way, environment in WAITING.items()}
         compare(f"{method}, alone", ways, clips, args.repeat)
         busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
-        compare(f"{method}, beside a busy process", ways, clips, args.repeat)
-        busy.kill()
+        try:
+            compare(f"{method}, beside a busy process", ways, clips, args.repeat)
+        finally:
+            busy.kill()
     else:
         ours = {precision: steps(precision=precision) for precision in ("fp32", "bf16")}
         compare(method, {"plain": steps(plain_step)} | ours, clips)
