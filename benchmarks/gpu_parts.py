@@ -29,10 +29,11 @@ from torch import Tensor
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.data import DataLoader
+from torch.utils.flop_counter import FlopCounterMode
 
 import main_classifier
 from backbone.select_backbone import select_backbone
-from benchmarks.common import Row, make_noise, measured
+from benchmarks.common import Row, make_noise, measured, peak_megabytes
 from benchmarks.step import COMMANDS, in_processes, in_training, measure, our_step
 from dataset.clip_dataset import ClipDataset
 from dataset.loader import make_loader
@@ -43,6 +44,7 @@ from eval.predict import features_of
 from utils.cores import available_cores
 from utils.engine import Batch, train_step
 from utils.launch import World
+from utils.precision import DTYPES
 
 CONFORMANCE = Path(__file__).parent.parent / "tests/conformance"
 METHODS = {**COMMANDS, "ubernce": f"{COMMANDS['infonce']} --model ubernce"}
@@ -62,32 +64,41 @@ SMALL = f"--seq_len 8 --img_dim 32 -j {available_cores()}"
 
 @dataclass(frozen=True)
 class Scale:
-    """How large the parts are; ``noise`` and ``videos`` count videos, of footage those of each class."""
+    """How large the parts are.
 
+    ``noise`` and ``videos`` count videos, of footage those of each class; ``matrix`` rows of matrices.
+    """
+
+    net: str = "s3d"
     clip: str = "--seq_len 32 --img_dim 128 --moco-k 2048"
     batch: int = 32
     larger: tuple[int, ...] = (64, 128, 256)
     noise: int = 256
     repeat: int = 5
+    matrix: int = 8192
     methods: tuple[str, ...] = ("infonce", "coclr", "ubernce")
     variants: tuple[str, ...] = tuple(VARIANTS)[:-1]
     usual: str = "bf16 channels-last"
     cases: str = "s3d s3dg r50 cls_ft cls_last infonce_train_w1 coclr_reverse_eval_w1"
+    precisions: tuple[str, ...] = ("fp32", "bf16")
     epochs: int = 20
     videos: int = 80
 
 
 FULL = Scale()
 TINY = Scale(
+    net="s3d_quarter",
     clip="--seq_len 8 --img_dim 32 --moco-k 64",
     batch=4,
     larger=(8,),
     noise=16,
     repeat=1,
+    matrix=512,
     methods=("coclr",),
     variants=("tf32 channels-last",),
     usual="tf32 channels-last",
     cases="s3d",
+    precisions=("fp32",),  # bf16 may be emulated
     epochs=1,
     videos=2,
 )
@@ -133,8 +144,10 @@ def losses(scale: Scale) -> Iterator[Row]:
     batch = min(scale.batch, 8)
     places = {"device": "", "CPU": "--gpu -1", "layout": "--channels_last"}
     for method in scale.methods[:2]:
-        command = f"{METHODS[method]} {SMALL} --batch_size {batch} --moco-k {2 * batch} --epochs 1"
-        command += " --bn_splits 1"  # in groups, batch norm would depend on how the device shuffles
+        command = f"{METHODS[method]} --net {scale.net} {SMALL} --batch_size {batch} --moco-k {2 * batch}"
+        command += (
+            " --epochs 1 --bn_splits 1"  # in groups, batch norm would depend on how the device shuffles
+        )
         found = {
             place: np.array(list(train(f"{method}_{place}", f"{command} {words}").values()))
             for place, words in places.items()
@@ -146,7 +159,7 @@ def losses(scale: Scale) -> Iterator[Row]:
 
 
 def steps(scale: Scale) -> Iterator[Row]:
-    """How fast is a step, what memory does it take, how large may a batch be?"""
+    """How fast is a step, how near the matrix rate, in what memory, how large may a batch be?"""
     for variant in scale.variants:
         for method in scale.methods:
             yield step_row(method, variant, scale.batch, scale)
@@ -155,6 +168,7 @@ def steps(scale: Scale) -> Iterator[Row]:
             try:
                 yield step_row(method, scale.usual, batch, scale)
             except SystemExit:  # which training makes of too little memory
+                yield {"method": method, "step": scale.usual, "batch": batch, "result": "does not fit"}
                 break
 
 
@@ -165,14 +179,34 @@ def step_row(method: str, variant: str, batch: int, scale: Scale) -> Row:
         gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    runs = measure(our_step, scale.repeat, step_command(method, variant, batch, scale))
-    seconds = statistics.median(run.seconds for run in runs)
+    command = step_command(method, variant, batch, scale)
+    seconds, operations = in_training(command, partial(seconds_and_operations, scale.repeat))
     row = {"method": method, "step": variant, "batch": batch, "ms": 1e3 * seconds}
-    return row | {"clips/s": 2 * batch / seconds, "peak MB": runs[-1].result}
+    row |= {"clips/s": 2 * batch / seconds, "peak MB": peak_megabytes()}
+    if "--compile" in command:  # its operations cannot be counted
+        return row
+    rate = operations / seconds
+    return row | {"TFLOP/s": rate / 1e12, "of the matrix rate": rate / matrix_rate(variant, scale.matrix)}
+
+
+def seconds_and_operations(repeat: int, *training) -> tuple[float, int]:
+    """Median seconds of a step, and the floating point operations of one."""
+    step = our_step(*training)
+    runs = [measured(step) for _ in range(repeat + 2)][2:]
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return statistics.median(run.seconds for run in runs), counter.get_total_flops()
+
+
+def matrix_rate(variant: str, size: int) -> float:
+    """Operations per second of products of square matrices of ``size`` rows, in a variant's arithmetic."""
+    matrix = torch.ones(size, size, dtype=DTYPES.get(variant.split()[0], torch.float32), device=DEVICE)
+    runs = [measured(partial(torch.mm, matrix, matrix)) for _ in range(10)]
+    return 2 * size**3 / min(run.seconds for run in runs)
 
 
 def step_command(method: str, variant: str, batch: int, scale: Scale) -> str:
-    return f"{METHODS[method]} {scale.clip} --batch_size {batch} -j 0 {VARIANTS[variant]}"
+    return f"{METHODS[method]} --net {scale.net} {scale.clip} --batch_size {batch} -j 0 {VARIANTS[variant]}"
 
 
 def allow_tf32(allowed: bool) -> None:
@@ -216,10 +250,10 @@ def train(name: str, command: str) -> dict[int, float]:
 def learning(scale: Scale) -> Iterator[Row]:
     """Does bf16 learn as fp32 does?"""
     batch, epochs = min(32, 4 * scale.videos), scale.epochs
-    clips = f"{SMALL} --ds 2"
+    clips = f"--net {scale.net} {SMALL} --ds 2"
     training = f"--batch_size {batch} --moco-k {2 * batch} --moco-m 0.99 --lr 4e-4 --epochs {epochs}"
     training += f" --schedule {epochs * 5 // 6} --save_freq {epochs}"
-    for precision in ("fp32", "bf16"):
+    for precision in scale.precisions:
         command = f"main_nce --dataset footage-2clip {clips} {training} --precision {precision}"
         found = list(train(precision, command).values())
         (checkpoint,) = Path("log-pretrain").glob(f"{precision}_*/model/epoch{epochs - 1}.pth.tar")
@@ -276,7 +310,8 @@ def memory(scale: Scale) -> Iterator[Row]:
 def resume(scale: Scale) -> Iterator[Row]:
     """Does a resumed run go on exactly?"""
     batch = min(32, 4 * scale.videos)
-    command = f"main_nce --dataset footage-2clip {SMALL} --batch_size {batch} --moco-k {2 * batch} --epochs"
+    command = f"main_nce --net {scale.net} --dataset footage-2clip {SMALL}"
+    command += f" --batch_size {batch} --moco-k {2 * batch} --epochs"
     first, again = train("first", f"{command} 2"), train("again", f"{command} 2")
     train("parts", f"{command} 1")
     parts = train("parts", f"{command} 2 --resume auto")
@@ -288,7 +323,7 @@ def evaluation(scale: Scale) -> Iterator[Row]:
     """Does evaluation give a CPU's features?"""
     args = main_classifier.make_parser().parse_args(SMALL.split())
     videos = open_videos("noise", "train", args.seq_len, args.ds, "data")
-    network, param = select_backbone("s3d")
+    network, param = select_backbone(scale.net)
     found = {}
     for device in (DEVICE, torch.device("cpu")):
         start = time.perf_counter()
