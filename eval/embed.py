@@ -61,7 +61,7 @@ def make_parser() -> Parser:
         "--like", metavar="FILE", help="list the videos that are most like this one, in VIDEOS or elsewhere"
     )
     parser.add_argument("--neighbours", type=positive_int, default=5, help="how many --like lists")
-    parser.add_argument("--gallery", metavar="FILE", help="show them, as .html (moving) or .png")
+    parser.add_argument("--gallery", metavar="FILE.html", help="show them, moving")
     parser.add_argument("--offline", action="store_true", help="never download; weights from the cache alone")
     add_clip_options(parser.add_argument_group("data"), workers=8)
     add_speed_options(parser)
@@ -176,7 +176,7 @@ def show_like(
         sys.stdout.write(f"{likeness:.3f}  {neighbour}\n")
         row.append(clip_of(videos, neighbour, f"{neighbour} ({likeness:.2f})"))
     if args.gallery:
-        write_file(args.gallery, gallery([row], args.gallery.endswith(".png")))
+        write_file(args.gallery, gallery([row]))
         log.info("wrote %s", args.gallery)
 
 

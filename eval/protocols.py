@@ -127,7 +127,7 @@ def evaluate_retrieval(
     )
     if not reused:
         save_features(folder, args.dataset, features, provenance)
-    write_file(folder / f"{args.dataset}_recall.png", recall_curve({args.dataset: curve}))
+    write_file(folder / f"{args.dataset}_recall.png", recall_curve(args.dataset, curve))
 
 
 def extract(

@@ -27,9 +27,7 @@ def make_parser() -> Parser:
     parser = Parser(__doc__, "--test DIR|CKPT")
     add_feature_options(parser)
     parser.add_argument(
-        "--gallery",
-        metavar="FILE",
-        help="write queries and their nearest training clips as .html (moving, self-contained) or .png",
+        "--gallery", metavar="FILE.html", help="show queries and their nearest training clips"
     )
     parser.add_argument("--curve", metavar="FILE.png", help="draw R@k over k")
     parser.add_argument("--queries", type=positive_int, default=12, help="queries shown, evenly over classes")
@@ -83,11 +81,10 @@ def main(argv: list[str] | None = None) -> None:
     counts = f"{len(test.labels)} queries in {len(train.labels)} training videos"
     log.info("%s, %s: %s", folder, counts, as_text(numbers))
     if args.curve:
-        write_file(args.curve, recall_curve({args.dataset: curve}))
+        write_file(args.curve, recall_curve(args.dataset, curve))
         log.info("wrote %s", args.curve)
     if args.gallery:
-        rows = gallery_rows(args, train, test, neighbours)
-        write_file(args.gallery, gallery(rows, args.gallery.endswith(".png")))
+        write_file(args.gallery, gallery(gallery_rows(args, train, test, neighbours)))
         log.info("wrote %s", args.gallery)
 
 

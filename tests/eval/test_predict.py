@@ -115,7 +115,7 @@ def test_threads_work_at_once_and_results_keep_their_order(threads):
         together.wait()  # passes only when as many are here
         return value * value
 
-    assert list(in_threads(square, range(12), threads)) == [(value, value * value) for value in range(12)]
+    assert list(in_threads(square, range(12), threads)) == [value * value for value in range(12)]
     assert torch.get_num_threads() == before
 
 
