@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import cv2
 import numpy as np
 
+from dataset.registry import Videos
 from dataset.source import BrokenVideo, FrameSource
 
 if TYPE_CHECKING:
@@ -29,6 +30,13 @@ class Clip(NamedTuple):
     frames: int
     caption: str
     border: str = "unknown"
+
+
+def clips_of(videos: Videos) -> dict[str, Clip]:
+    """The clips of videos of one stream by their names, which are their captions."""
+    ((stream, source),) = videos.stores.items()
+    rows = zip(videos.names, videos.positions[stream].tolist(), videos.frames.tolist(), strict=True)
+    return {name: Clip(source, position, frames, name) for name, position, frames in rows}
 
 
 def new_figure(width: float, height: float) -> "Figure":

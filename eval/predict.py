@@ -1,10 +1,10 @@
 """What a network says of videos: means over windows and crops. Windows of many videos share a batch."""
 
-import argparse
 import collections
 import copy
 import itertools
 import logging
+from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -38,7 +38,7 @@ VIEWS = {  # averaged for each result of a test; of ten, view 2 crop + 1 is the 
 }
 
 
-def read_videos(args: argparse.Namespace, *parts: str) -> list[Videos]:
+def read_videos(args: Namespace, *parts: str) -> list[Videos]:
     """The videos of each of the ``parts``; UserError where they do not have the same classes."""
     found = [
         open_videos(args.dataset, part, args.seq_len, args.ds, args.data_root, vars(args), args.which_split)
@@ -50,12 +50,7 @@ def read_videos(args: argparse.Namespace, *parts: str) -> list[Videos]:
 
 
 def features_of(
-    backbone: nn.Module,
-    size: int,
-    videos: Videos,
-    args: argparse.Namespace,
-    world: World,
-    per_window: bool = False,
+    backbone: nn.Module, size: int, videos: Videos, args: Namespace, world: World, per_window: bool = False
 ) -> tuple[Tensor, Videos]:
     """Features [V, size] of the network: the global average of the centre crop, see ``predict``."""
     network = for_inference(backbone, args, world)
@@ -70,7 +65,7 @@ def features_of(
 def class_probabilities(
     model: LinearClassifier,
     videos: Videos,
-    args: argparse.Namespace,
+    args: Namespace,
     world: World,
     crops: str = "center",
     middle_only: bool = False,
@@ -89,7 +84,7 @@ def predict(
     network: Callable[[Tensor], Tensor],
     size: int,
     videos: Videos,
-    args: argparse.Namespace,
+    args: Namespace,
     world: World,
     crops: str = "center",
     middle_only: bool = False,
@@ -205,7 +200,7 @@ def in_threads(work: Callable[[Any], Any], arguments: Iterable[Any], threads: in
         torch.set_num_threads(before)
 
 
-def for_inference(module: nn.Module, args: argparse.Namespace, world: World) -> nn.Module:
+def for_inference(module: nn.Module, args: Namespace, world: World) -> nn.Module:
     """A copy on the device, batch norms folded into convolutions; compiled, channels-last where asked for."""
     module = fold_batch_norms(module)
     if args.compile:

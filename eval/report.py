@@ -102,14 +102,9 @@ def make_parser() -> Parser:
     parser = Parser(__doc__, "[RESULTS]")
     parser.add_argument("results", nargs="?", default="results.jsonl", help="records of evaluations")
     parser.add_argument("--out", default="results.md", metavar="FILE.md", help="where the table goes")
-    parser.add_argument(
-        "--mean",
-        action="store_true",
-        help="mean and standard error over checkpoints and splits instead of a row for each",
-    )
-    parser.add_argument(
-        "--chart", metavar="FILE.png", help="draw R@1 of each stage and stream, with its standard error"
-    )
+    meaning = "means and standard errors over checkpoints and splits instead of a row for each"
+    parser.add_argument("--mean", action="store_true", help=meaning)
+    parser.add_argument("--chart", metavar="FILE.png", help="draw R@1 of each stage and stream")
     return parser
 
 

@@ -49,38 +49,26 @@ def parse_arguments(words: list[str]) -> tuple[Namespace, list[str]]:
     group = parser.add_argument_group("recipe")
     group.add_argument("--net", choices=tuple(NETWORKS), default="s3d", help="network of all runs")
     group.add_argument("--cycles", type=non_negative_int, default=2, help="cycles of co-training")
-    group.add_argument(
-        "--baselines",
-        choices=["random", "all"],
-        help="random: also test random weights; all: also train InfoNCE and UberNCE on RGB for as many "
-        "epochs as CoCLR in all",
+    meaning = (
+        "test random weights too; all: also train InfoNCE and UberNCE on RGB for as long as CoCLR in all"
     )
+    group.add_argument("--baselines", choices=["random", "all"], help=meaning)
     group.add_argument("--nce_epochs", type=positive_int, default=300, help="epochs of InfoNCE")
-    group.add_argument(
-        "--coclr_epochs", type=positive_int, default=100, help="epochs of a network in a cycle"
-    )
+    group.add_argument("--coclr_epochs", type=positive_int, default=100, help="epochs of each co-training")
     for name, default, meaning in (
         ("nce_schedule", "250 280", "epochs of InfoNCE that drop the rate"),
-        ("coclr_schedule", "80", "epochs of a network in a cycle that drop the rate"),
+        ("coclr_schedule", "80", "epochs of co-training that drop the rate"),
         ("pretrain", "", "options of InfoNCE and co-training: '--moco_k 64 --lr 4e-4'"),
         ("cotrain", "", "options of co-training alone"),
         ("train_flow", "", "options of all pretraining of flow"),
         ("eval", None, "datasets to test on: 'ucf101 hmdb51'"),
     ):
         group.add_argument(f"--{name}", type=str.split, default=default, help=meaning)
-    group.add_argument(
-        "--probe",
-        choices=["features"],
-        help="features: a linear layer on saved features, minutes instead of hours",
-    )
+    meaning = "a linear layer on saved features, minutes instead of hours"
+    group.add_argument("--probe", choices=["features"], help=meaning)
     group.add_argument("--seed", type=non_negative_int, help="the runs of each seed have names of their own")
-    group.add_argument(
-        "--at_once",
-        type=positive_int,
-        default=1,
-        help="trainings at the same time, on the same processors or GPUs, where none needs another, as "
-        "InfoNCE of RGB and of flow",
-    )
+    meaning = "trainings at the same time, on the same processors or GPUs, where none needs another"
+    group.add_argument("--at_once", type=positive_int, default=1, help=meaning)
     dataset = parser.parse_known_args(words)[0].dataset
     parser.set_defaults(eval=[dataset], nce_gpus=2, coclr_gpus=2, queue=2048)
     if dataset == "k400":

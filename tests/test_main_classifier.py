@@ -402,8 +402,8 @@ BAD = {
         "'Class2' stands where the dataset has 'Other'",
     ),
     "empty test split": (("--test", "ft.tar", "--dataset", "untested"), "untested: the test split is empty"),
-    "no test": (("--retrieval",), "--retrieval needs --test"),
-    "test and pretrain": (("--test", "ft.tar", "--pretrain", "pre.tar"), "exclude one another"),
+    "no test": (("--retrieval",), "--retrieval and .* need --test"),
+    "test and pretrain": (("--test", "ft.tar", "--pretrain", "pre.tar"), "--test excludes --pretrain"),
     "several layers": (("--num_fc", "2"), "--num_fc"),
     "offline": (
         ("--test", "CoCLR-ucf101-rgb", "--offline"),

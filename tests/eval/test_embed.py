@@ -121,7 +121,7 @@ def test_network_is_that_of_the_weights(cwd):
 
 BAD = {
     "gallery of nothing": (("--gallery", "g.html"), "--gallery shows what --like FILE finds"),
-    "no such query": (("--like", "nowhere.mp4"), "there is no nowhere.mp4"),
+    "no such query": (("--like", "nowhere.mp4"), "nowhere.mp4"),
     "broken query": (("--like", "videos/broken.mp4"), "no video of videos/broken.mp4 can be decoded"),
     "no such weights": (("--weights", "nowhere.tar"), "no checkpoint at nowhere.tar"),
     "place": (("--out", "a.tar/features.npz"), "a.tar: Not a directory; .*--out"),
