@@ -137,7 +137,7 @@ def validate(args: Namespace, world: World, model: LinearClassifier, videos: Vid
     if world.size > 1:
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)
-    probabilities, readable = class_probabilities(model, videos, args, world, middle_only=True)
+    probabilities, readable = class_probabilities(model, videos, args, world, "middle")
     hits = top_k_hits(probabilities["center"], torch.from_numpy(readable.labels))
     return {f"val_{name}": value.item() for name, value in hits.items()}
 
@@ -151,14 +151,8 @@ def train(args: Namespace, world: World) -> None:
 
     probe = args.train_what == "last"
     torch.manual_seed(args.seed)
-    model = LinearClassifier(
-        len(videos.classes),
-        args.net,
-        args.dropout,
-        use_dropout=not probe,
-        use_l2_norm=probe,
-        use_final_bn=probe or args.final_bn,
-    )
+    norms = {"use_l2_norm": probe, "use_final_bn": probe or args.final_bn}
+    model = LinearClassifier(len(videos.classes), args.net, args.dropout, use_dropout=not probe, **norms)
     network_origin, start = start_backbone(args, model)
     to_device(model, world.device, channels_last)
     clip_shape = (args.batch_size, 3, args.seq_len, args.img_dim, args.img_dim)

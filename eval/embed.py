@@ -46,9 +46,7 @@ def make_parser() -> Parser:
     parser.add_argument("--weights", metavar="CKPT", required=True, help="path, URL or released name")
     meaning = "gets names [V] and features [V, C]; made anew where videos, weights or options have changed"
     parser.add_argument("--out", default="features.npz", help=meaning)
-    meaning = (
-        "also windows [W, C], and of each the row of its video, window_video, and its first frame"
-    )
+    meaning = "also windows [W, C], window_video [W], the row of its video, and window_frame [W], its first"
     parser.add_argument("--windows", action="store_true", help=meaning)
     parser.add_argument("--like", metavar="FILE", help="list the videos that are most like this one")
     parser.add_argument("--neighbours", type=positive_int, default=5, help="how many --like lists")

@@ -14,6 +14,7 @@ from eval.metrics import accuracies
 from eval.records import append_record
 from utils.errors import UserError, one_line_errors
 from utils.log import start_logging
+from utils.metrics import as_text
 from utils.options import Parser, positive_int
 from utils.schedule import learning_rate
 
@@ -79,21 +80,12 @@ def main(argv: list[str] | None = None) -> None:
     start_logging(is_main=True)
     folder, train, test = open_features(args)
     numbers = probe(args, train, test)
-    log.info(
-        f"{folder}, {len(test.labels)} test videos: last epoch: top1 {numbers['top1']:.2f}, top5 "
-        f"{numbers['top5']:.2f} (best epoch by test accuracy: {numbers['best_epoch']}, top1 "
-        f"{numbers['best_epoch_top1']:.2f})"
-    )
+    log.info("%s, %d test videos: %s", folder, len(test.labels), as_text(numbers))
     options = ("lr", "wd", "epochs", "schedule", "batch_size", "normalize", "final_bn", "seed")
     provenance = read_provenance(folder, args.dataset)
     settings = {key: getattr(args, key) for key in options} | {"features": provenance.get("settings")}
-    append_record(
-        args.results,
-        "feature probe",
-        {"checkpoint": str(folder), **provenance, "settings": settings},
-        videos=len(test.labels),
-        numbers=numbers,
-    )
+    provenance = {"checkpoint": str(folder), **provenance, "settings": settings}
+    append_record(args.results, "feature probe", provenance, videos=len(test.labels), numbers=numbers)
 
 
 if __name__ == "__main__":

@@ -30,8 +30,9 @@ from utils.processes import local_processes
 
 log = logging.getLogger("coclr")
 
-CROPS = {"center": 1, "five": 5, "ten": 5}  # spatial crops decoded; ten = five and their mirror images
+CROPS = {"middle": 1, "center": 1, "five": 5, "ten": 5}  # that are decoded; ten: five and mirror images
 VIEWS = {  # averaged for each result of a test; of ten, view 2 crop + 1 is the mirror image of a crop
+    "middle": {"center": [0]},
     "center": {"center": [0]},
     "five": {"center": [4], "five": [0, 1, 2, 3, 4]},
     "ten": {"center": [8], "five": [0, 2, 4, 6, 8], "ten": list(range(10))},
@@ -63,12 +64,7 @@ def features_of(
 
 
 def class_probabilities(
-    model: LinearClassifier,
-    videos: Videos,
-    args: Namespace,
-    world: World,
-    crops: str = "center",
-    middle_only: bool = False,
+    model: LinearClassifier, videos: Videos, args: Namespace, world: World, crops: str = "center"
 ) -> tuple[dict[str, Tensor], Videos]:
     """Class probabilities [V, classes], see ``predict``; leaves the model in eval mode."""
     model.eval()
@@ -76,7 +72,7 @@ def class_probabilities(
     def probabilities(clips: Tensor) -> Tensor:
         return model(clips)[0].float().softmax(dim=1)
 
-    return predict(probabilities, len(videos.classes), videos, args, world, crops, middle_only)
+    return predict(probabilities, len(videos.classes), videos, args, world, crops)
 
 
 @torch.no_grad()
@@ -87,7 +83,6 @@ def predict(
     args: Namespace,
     world: World,
     crops: str = "center",
-    middle_only: bool = False,
     per_window: bool = False,
 ) -> tuple[dict[str, Tensor], Videos]:
     """Mean output of ``network`` over all windows of each video and the views of each result of ``crops``.
@@ -97,8 +92,7 @@ def predict(
         videos: of one stream.
         args: seq_len (T), ds, img_dim (S), batch_size (windows in one forward pass), workers, precision and
             channels_last of the options are read.
-        crops: "center", "five" or "ten"; see ``VIEWS``.
-        middle_only: only the middle window of each video.
+        crops: "center", "five" or "ten", see ``VIEWS``; "middle": the centre of the middle window of a video.
         per_window: no means over windows, but a row for each, those of a video one after another.
 
     Returns the means by result, float32 [V, size] on the CPU, and the V videos that could be read; the same
@@ -107,7 +101,8 @@ def predict(
     """
     device = world.device
     flips = (False, True) if crops == "ten" else (False,)
-    dataset = WindowDataset(videos, args.seq_len, args.ds, args.img_dim, CROPS[crops], middle_only)
+    is_middle = crops == "middle"
+    dataset = WindowDataset(videos, args.seq_len, args.ds, args.img_dim, CROPS[crops], is_middle)
     rows_of_items = [torch.full((end - first,), video) for video, first, end in dataset.spans]
     video_of_row = torch.arange(len(videos))
     if per_window:

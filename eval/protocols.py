@@ -62,15 +62,8 @@ def evaluate_classifier(
     for result, file in files.items():
         numbers = accuracies(probabilities[result], labels)
         log.info("%s, %s crop, %d videos: %s", args.dataset, result, len(tested), as_text(numbers))
-        append_record(
-            args.results,
-            what,
-            provenance,
-            crops=result,
-            **counts(videos, len(tested)),
-            file=str(file.resolve()),
-            numbers=numbers,
-        )
+        facts = {"crops": result, **counts(videos, len(tested)), "file": str(file.resolve())}
+        append_record(args.results, what, provenance, **facts, numbers=numbers)
     for result, file in files.items():
         dataset = provenance["dataset"]
         rows = zip(tested.names, probabilities[result].tolist(), labels.tolist(), strict=True)
