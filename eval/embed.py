@@ -25,9 +25,9 @@ from dataset.video_files import VideoFiles
 from eval.metrics import centred
 from eval.pictures import clips_of, gallery
 from eval.predict import features_of
-from eval.records import check_folder, content_digest, network_provenance, write_file
+from eval.records import check_folder, content_digest, settings_of, write_file
 from model.released import RELEASED, fetch
-from model.weights import load_backbone, network_of
+from model.weights import digest, load_backbone, network_of
 from utils import launch
 from utils.checkpoint import load_checkpoint
 from utils.errors import UserError, one_line_errors
@@ -112,14 +112,6 @@ def read_current(path: Path, provenance: str, windows: bool) -> Arrays | None:
     return arrays if is_current and (not windows or "windows" in arrays) else None
 
 
-def most_like(query: np.ndarray, features: np.ndarray) -> list[tuple[int, float]]:
-    """Rows of ``features`` [V, C], most like the ``query`` [C] first, with their cosine; all are centred."""
-    gallery = torch.from_numpy(features)
-    similarity = centred(gallery) @ centred(torch.from_numpy(query)[None], gallery.mean(dim=0))[0]
-    order = similarity.argsort(descending=True, stable=True)
-    return list(zip(order.tolist(), similarity[order].tolist(), strict=True))
-
-
 def name_in(folder: str, file: str) -> str | None:
     """The name of a video file of the ``folder``; None for one that lies elsewhere."""
     path, root = Path(file).resolve(), Path(folder).resolve()
@@ -128,15 +120,15 @@ def name_in(folder: str, file: str) -> str | None:
 
 def show_like(args: Namespace, arrays: Arrays, videos: Videos, like: Videos, query: np.ndarray) -> None:
     """List the videos most like the ``query`` [C] of ``like``, itself aside; show them in --gallery."""
-    clips, names = clips_of(videos), arrays["names"].tolist()
-    (shown,) = clips_of(like).values()
+    names, features = arrays["names"].tolist(), torch.from_numpy(arrays["features"])
+    wanted = centred(torch.from_numpy(query)[None], features.mean(dim=0))[0]
+    cosines = dict(zip(names, (centred(features) @ wanted).tolist(), strict=True))
+    cosines.pop(name_in(args.videos, args.like), None)
+    (shown,), clips = clips_of(like).values(), clips_of(videos)
     row = [shown._replace(caption=args.like, border="query")]
-    itself = name_in(args.videos, args.like)
-    found = [(names[i], likeness) for i, likeness in most_like(query, arrays["features"])]
-    others = [(name, likeness) for name, likeness in found if name != itself]
-    for name, likeness in others[: args.neighbours]:
-        sys.stdout.write(f"{likeness:.3f}  {name}\n")
-        row.append(clips[name]._replace(caption=f"{name} ({likeness:.2f})"))
+    for name in sorted(cosines, key=cosines.get, reverse=True)[: args.neighbours]:
+        sys.stdout.write(f"{cosines[name]:.3f}  {name}\n")
+        row.append(clips[name]._replace(caption=f"{name} ({cosines[name]:.2f})"))
     if args.gallery:
         write_file(args.gallery, gallery([row]))
         log.info("wrote %s", args.gallery)
@@ -165,8 +157,8 @@ def main(argv: list[str] | None = None) -> None:
 
     like = open_footage(args.like) if args.like else None  # or refused, before the work
     videos = open_footage(args.videos)
-    about = {"videos": content_digest(videos), **network_provenance(args, net, path, checkpoint)}
-    provenance = json.dumps(about, sort_keys=True)
+    about = {"videos": content_digest(videos), "weights": digest(path), **settings_of(args)}
+    provenance = json.dumps(about)
     arrays = read_current(Path(args.out), provenance, args.windows)
     if arrays is None:
         arrays = embed(videos)

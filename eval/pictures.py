@@ -75,13 +75,8 @@ def gallery(rows: Sequence[Sequence[Clip]]) -> str:
     borders = [clip.border for row in rows for clip in row]
     right, wrong = borders.count("right"), borders.count("wrong")
     styles = " ".join(f"figure.{border} {{ border-color: {colour} }}" for border, colour in BORDERS.items())
-    legend = ""
-    if right + wrong:
-        legend = (
-            f'<span style="color:{BORDERS["right"]}">Green</span>: '
-            f"the same class ({right} of {right + wrong}); "
-            f'<span style="color:{BORDERS["wrong"]}">red</span>: another.'
-        )
+    known = right + wrong
+    legend = f"Green: the same class ({right} of {known}); red: another." if known else ""
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>Retrieval</title><style>
 body {{ font: 14px sans-serif; margin: 2em; color: #222 }}

@@ -39,21 +39,18 @@ def provenance_of(
         "dataset": name.base,
         "split": args.which_split,
         "stream": name.streams[0],
-        **network_provenance(args, args.net, path, checkpoint),
-        **{f"{part}_videos": content_digest(chosen) for part, chosen in videos.items()},
-    }
-
-
-def network_provenance(args: Namespace, net: str, path: Path, checkpoint: dict[str, Any]) -> Provenance:
-    """What of a provenance is not about the data."""
-    options = ("seq_len", "ds", "img_dim", "precision")
-    return {
         "checkpoint": str(path),
         "sha256": digest(path),
         "epoch": int(checkpoint.get("epoch", -1)),
         "origin": origin(checkpoint, path),
-        "settings": {"net": net, **{option: getattr(args, option) for option in options}},
+        "settings": {"net": args.net, **settings_of(args)},
+        **{f"{part}_videos": content_digest(chosen) for part, chosen in videos.items()},
     }
+
+
+def settings_of(args: Namespace) -> dict[str, Any]:
+    """The options on which features depend."""
+    return {name: getattr(args, name) for name in ("seq_len", "ds", "img_dim", "precision")}
 
 
 def content_digest(videos: Videos) -> str:

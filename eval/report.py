@@ -164,14 +164,12 @@ def chart(found: Table) -> bytes:
             stage = subject.method.replace(", ", "\n")
             if subject.pretrained_on not in (subject.tested_on, "nothing"):
                 stage += f"\n({subject.pretrained_on})"
-            panel = panels.setdefault(f"retrieval on {subject.tested_on}", {})
-            bars = panel.setdefault(stage, {})
-            values = [*bars.get(subject.stream, ([], None))[0], *cells["R@1"].values]
+            bars = panels.setdefault(f"retrieval on {subject.tested_on}", {}).setdefault(stage, {})
+            earlier, _ = bars.get(subject.stream, ([], None))
+            values = earlier + cells["R@1"].values
             bars[subject.stream] = (values, standard_error(values, cells["R@1"].videos))
     if not panels:
-        raise UserError(
-            "--chart shows R@1, but the records hold no retrieval; run main_classifier.py --retrieval"
-        )
+        raise UserError("--chart shows R@1, but the records hold no retrieval; run --retrieval first")
     return stage_chart(panels, "R@1 (%)")
 
 

@@ -9,6 +9,8 @@ two videos), and the share of the five nearest embeddings that are of the video'
 table alone, and no test video is read.
 """
 
+import statistics
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,15 +27,6 @@ from utils.options import Parser
 VIDEOS, BATCH = 256, 32
 FRAMES, STRIDE, SIDE = 8, 2, 32  # of the clips
 CPU = torch.device("cpu")
-
-
-def make_parser() -> Parser:
-    parser = Parser(__doc__.split("\n")[0])
-    parser.add_argument("--dataset", default="synthetic-f-2clip", help="dataset of one stream")
-    parser.add_argument("--data_root", help="folder of the datasets; $COCLR_DATA or ./data if not given")
-    parser.add_argument("--bn_bias", type=float, nargs="+", default=[0, 1, 2], help="biases to compare")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of weights and draws")
-    return parser
 
 
 def agreement(first: Tensor, second: Tensor) -> float:
@@ -64,13 +57,18 @@ def embeddings(encoder: nn.Module, dataset: ClipDataset) -> tuple[Tensor, Tensor
 
 
 def mean_and_spread(values: list[float]) -> str:
-    spread = f" ± {torch.tensor(values).std().item():.3f}" if len(values) > 1 else ""
-    return f"{torch.tensor(values).mean().item():.3f}{spread}"
+    spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.3f}{spread}"
 
 
 @one_line_errors
 def main(argv: list[str] | None = None) -> None:
-    args = make_parser().parse_args(argv)
+    parser = Parser(__doc__.split("\n")[0])
+    parser.add_argument("--dataset", default="synthetic-f-2clip", help="dataset of one stream")
+    parser.add_argument("--data_root", help="folder of the datasets; $COCLR_DATA or ./data if not given")
+    parser.add_argument("--bn_bias", type=float, nargs="+", default=[0, 1, 2], help="biases to compare")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of weights and draws")
+    args = parser.parse_args(argv)
     torch.set_num_threads(1)
     videos = open_videos(args.dataset, "train", FRAMES, STRIDE, args.data_root)
     print("| initial bias | agreement of two views | 5 nearest of the same class |\n|---|---|---|")
