@@ -27,6 +27,12 @@ class Features(NamedTuple):
     labels: Tensor
     names: list[str] | None
 
+    def select(self, names: list[str]) -> "Features":
+        """Those of the ``names``, in their order."""
+        row = {name: i for i, name in enumerate(self.names)}
+        rows = [row[name] for name in names]
+        return Features(self.features[rows], self.labels[rows], names)
+
 
 def provenance_path(folder: Path, dataset: str) -> Path:
     """Where the provenance of the features in ``folder`` is kept."""

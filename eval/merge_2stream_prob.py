@@ -64,13 +64,6 @@ def read_probabilities(path: str, dataset: str) -> Features:
     return Features(probabilities, labels, list(videos))
 
 
-def select(features: Features, names: list[str]) -> Features:
-    """The features of the ``names``, in their order."""
-    row = {name: i for i, name in enumerate(features.names)}
-    rows = [row[name] for name in names]
-    return Features(features.features[rows], features.labels[rows], names)
-
-
 def in_common(streams: list[Features], places: list[str]) -> list[Features]:
     """Both streams for the videos of both, in the first's order; says how many either lacks.
 
@@ -88,7 +81,7 @@ def in_common(streams: list[Features], places: list[str]) -> list[Features]:
         )
     lacking = len(there - set(first)), len(set(first) - there)
     log.info(f"{len(common)} videos in both; {places[0]} lacks {lacking[0]}, {places[1]} lacks {lacking[1]}")
-    return [select(stream, common) for stream in streams]
+    return [stream.select(common) for stream in streams]
 
 
 def check_labels(streams: list[Features], places: list[str]) -> None:

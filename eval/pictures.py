@@ -71,7 +71,7 @@ def gallery(rows: Sequence[Sequence[Clip]]) -> str:
 
     Borders say whether neighbours are right, where that is known.
     """
-    sections = ["".join(map(_cell, row)) for row in rows]
+    sections = [f"<section>{''.join(map(_cell, row))}</section>" for row in rows]
     borders = [clip.border for row in rows for clip in row]
     right, wrong = borders.count("right"), borders.count("wrong")
     styles = " ".join(f"figure.{border} {{ border-color: {colour} }}" for border, colour in BORDERS.items())
@@ -90,7 +90,7 @@ figcaption {{ padding: 2px 6px; font-size: 12px;
 @keyframes play {{ to {{ background-position-x: var(--shift) }} }}
 </style></head><body><h1>Nearest clips</h1>
 <p>Left: the query. Right of it: its nearest clips, nearest first. {legend}</p>
-{"".join(f"<section>{section}</section>" for section in sections)}
+{"".join(sections)}
 </body></html>
 """
 

@@ -26,9 +26,7 @@ log = logging.getLogger("coclr")
 def make_parser() -> Parser:
     parser = Parser(__doc__, "--test DIR|CKPT")
     add_feature_options(parser)
-    parser.add_argument(
-        "--gallery", metavar="FILE.html", help="show queries and their nearest training clips"
-    )
+    parser.add_argument("--gallery", metavar="FILE.html", help="show queries and the training clips nearest")
     parser.add_argument("--curve", metavar="FILE.png", help="draw R@k over k")
     parser.add_argument("--queries", type=positive_int, default=12, help="queries shown, evenly over classes")
     parser.add_argument("--neighbours", type=positive_int, default=5, help="training clips shown per query")

@@ -13,7 +13,7 @@ from pathlib import Path
 from dataset.catalogue import STREAMS
 from dataset.preparation import prepare
 from eval import feature_linear_probe, merge_2stream_prob, report
-from eval.features import PARTS, Features, load_features, read_provenance, save_features
+from eval.features import PARTS, load_features, read_provenance, save_features
 from eval.metrics import retrieve
 from eval.records import append_record
 from scripts import reproduce
@@ -52,15 +52,12 @@ def link_videos(folder: Path, sets: list[str], out: Path) -> None:
         (out / file).write_text("".join(f"{line}\n" for line in lines))
 
 
-def keep_set(features: Features, name: str) -> Features:
-    """The features of the videos of one set."""
-    names = [video for video in features.names if video.startswith(f"{name}-")]
-    return merge_2stream_prob.select(features, names)
-
-
 def evaluate_within(folder: Path, ending: str, name: str) -> None:
     """Retrieval and linear probe of the features in ``folder`` among the videos of one set."""
-    parts = {part: keep_set(load_features(folder, NAME + ending, part), name) for part in PARTS}
+    parts = {}
+    for part in PARTS:
+        features = load_features(folder, NAME + ending, part)
+        parts[part] = features.select([video for video in features.names if video.startswith(f"{name}-")])
     provenance = read_provenance(folder, NAME + ending) | {"dataset": name}
     save_features(folder, name + ending, parts, provenance)
     numbers, _, _ = retrieve([parts["train"]], [parts["test"]])
