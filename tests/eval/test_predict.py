@@ -151,6 +151,15 @@ def test_a_row_for_each_window(root, monkeypatch):
     torch.testing.assert_close(alone["center"], rows[1], atol=1e-6, rtol=0)
 
 
+def test_middle_window_alone(root):
+    videos = open_tiny(root)
+    windows, _ = predict(classify, CLASSES, videos, options(5), CPU, per_window=True)
+    rows = windows["center"].split([len(windows_of(int(frames), 8, 1)) for frames in videos.frames])
+    middle, _ = predict(classify, CLASSES, videos, options(5), CPU, "middle")
+    for mean, own in zip(middle["center"], rows, strict=True):
+        torch.testing.assert_close(mean, own[len(own) // 2], atol=1e-6, rtol=0)
+
+
 def test_windows_of_a_video_with_an_unreadable_part_are_all_left_out(root, tmp_path, monkeypatch):
     monkeypatch.setattr(window_dataset, "WINDOWS_PER_ITEM", 4)
     frames = [b"broken"] * 34
