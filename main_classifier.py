@@ -1,7 +1,7 @@
 """Evaluate a pretrained network: linear probe, finetuning, tests with several crops, retrieval."""
 
-import argparse
 import logging
+from argparse import Namespace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,12 +44,8 @@ def make_parser() -> Parser:
     add_model_options(parser, ["lincls"])
     group = parser.add_argument_group("classifier")
     group.add_argument("--pretrain", metavar="CKPT", help="start from its network: path, URL or name")
-    group.add_argument(
-        "--train_what",
-        default="last",
-        choices=["last", "ft", "all"],
-        help="last: linear probe; ft: all, the network at lr/10; all: all at one lr",
-    )
+    meaning = "last: linear probe; ft: all, the network at lr/10; all: all at one lr"
+    group.add_argument("--train_what", default="last", choices=["last", "ft", "all"], help=meaning)
     group.add_argument("--which_split", type=positive_int, default=1, help="train/test split of the dataset")
     group.add_argument("--optim", default="adam", choices=["adam", "sgd"], help="sgd: momentum 0.9")
     group.add_argument("--dropout", type=float, default=0.9, help="of features, with --train_what ft or all")
@@ -58,12 +54,10 @@ def make_parser() -> Parser:
     group.add_argument("--eval_freq", type=positive_int, default=1, help="epochs between validations")
     group = parser.add_argument_group("test (training options do not matter then)")
     group.add_argument("--test", metavar="CKPT", help="test this checkpoint: path, URL, name, or 'random'")
-    for crops, images in (
-        ("center", "centre crop"),
-        ("five", "corners and centre"),
-        ("ten", "five and mirror images"),
-    ):
-        group.add_argument(f"--{crops}_crop", action="store_true", help=f"classify all windows: {images}")
+    crops = {"action": "store_const", "dest": "crops"}
+    group.add_argument("--center_crop", **crops, const="center", help="classify all windows, centre crop")
+    group.add_argument("--five_crop", **crops, const="five", help="classify them, corners and centre")
+    group.add_argument("--ten_crop", **crops, const="ten", help="classify these and their mirror images")
     group.add_argument("--retrieval", action="store_true", help="nearest training videos of each test video")
     group.add_argument("--out_dir", metavar="DIR", help="where a test's files go; beside CKPT if not given")
     group.add_argument("--dirname", default="feature", help="folder there that keeps features")
@@ -75,19 +69,15 @@ def make_parser() -> Parser:
     return parser
 
 
-def check_options(args: argparse.Namespace) -> None:
+def check_options(args: Namespace) -> None:
     """Refuse what cannot work together, before anything is read."""
     name = parse_name(args.dataset)
     if name.clips != 1 or len(name.streams) != 1:
         raise UserError(f"--dataset {args.dataset} is for pretraining; test {name.base} or {name.base}-f")
-    for option in ("pretrain", "resume"):
-        if args.test and getattr(args, option):
-            raise UserError(f"--test and --{option} exclude one another: one tests, the other trains")
-    asked = [
-        f"--{test}" for test in ("center_crop", "five_crop", "ten_crop", "retrieval") if getattr(args, test)
-    ]
-    if asked and not args.test:
-        raise UserError(f"{asked[0]} needs --test CKPT")
+    if args.test and (args.pretrain or args.resume):
+        raise UserError("--test excludes --pretrain and --resume: it tests, they train")
+    if (args.crops or args.retrieval) and not args.test:
+        raise UserError("--retrieval and --center_crop, --five_crop, --ten_crop need --test CKPT")
     feature_shape(args.net, args.seq_len, args.img_dim)
     if not 0 <= args.dropout < 1:
         raise UserError(f"--dropout {args.dropout} should be at least 0 and below 1")
@@ -100,21 +90,14 @@ def validation_part(videos: Videos) -> Videos:
     return videos.subset(order[chosen])
 
 
-def training_loader(args: argparse.Namespace, world: World, videos: Videos) -> DataLoader:
+def training_loader(args: Namespace, world: World, videos: Videos) -> DataLoader:
     """Loader of one view of each training video."""
-    dataset = ClipDataset(
-        videos,
-        args.seq_len,
-        args.ds,
-        args.img_dim,
-        args.seed,
-        draw_finetune_view,
-        partial(draw_crop, attempts=10, fallback="centre"),
-    )
+    crop = partial(draw_crop, attempts=10, fallback="centre")
+    dataset = ClipDataset(videos, args.seq_len, args.ds, args.img_dim, args.seed, draw_finetune_view, crop)
     return make_loader(dataset, args.batch_size, args.workers, world.rank, world.size, world.device)
 
 
-def start_backbone(args: argparse.Namespace, model: LinearClassifier) -> tuple[dict[str, Any], str]:
+def start_backbone(args: Namespace, model: LinearClassifier) -> tuple[dict[str, Any], str]:
     """Start the network from --pretrain; returns where that comes from, and what the run's name calls it."""
     if not args.pretrain:
         if args.train_what == "last" and not args.resume:
@@ -137,7 +120,7 @@ def origin_of_resumed(path: Path, classes: list[str], default: dict[str, Any]) -
     return saved.get("origin", default)
 
 
-def make_optimizer(args: argparse.Namespace, model: LinearClassifier) -> torch.optim.Optimizer:
+def make_optimizer(args: Namespace, model: LinearClassifier) -> torch.optim.Optimizer:
     """Of the layer, and of the network where that is trained too: a group each."""
     head = [p for name, p in model.named_parameters() if not name.startswith("backbone.")]
     groups = [{"params": head}]
@@ -149,19 +132,17 @@ def make_optimizer(args: argparse.Namespace, model: LinearClassifier) -> torch.o
     return torch.optim.Adam(groups, lr=args.lr, weight_decay=args.wd)
 
 
-def validate(
-    args: argparse.Namespace, world: World, model: LinearClassifier, videos: Videos
-) -> dict[str, float]:
+def validate(args: Namespace, world: World, model: LinearClassifier, videos: Videos) -> dict[str, float]:
     """Accuracies of the model, with rank 0's running statistics, on the middle windows of ``videos``."""
     if world.size > 1:
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)
-    probabilities, readable = class_probabilities(model, videos, args, world, middle_only=True)
+    probabilities, readable = class_probabilities(model, videos, args, world, "middle")
     hits = top_k_hits(probabilities["center"], torch.from_numpy(readable.labels))
     return {f"val_{name}": value.item() for name, value in hits.items()}
 
 
-def train(args: argparse.Namespace, world: World) -> None:
+def train(args: Namespace, world: World) -> None:
     """Train the linear layer, or it and the network, and validate along the way."""
     channels_last = uses_channels_last(args, world.device)
     videos, test = read_videos(args, "train", "test")
@@ -170,14 +151,8 @@ def train(args: argparse.Namespace, world: World) -> None:
 
     probe = args.train_what == "last"
     torch.manual_seed(args.seed)
-    model = LinearClassifier(
-        len(videos.classes),
-        args.net,
-        args.dropout,
-        use_dropout=not probe,
-        use_l2_norm=probe,
-        use_final_bn=probe or args.final_bn,
-    )
+    norms = {"use_l2_norm": probe, "use_final_bn": probe or args.final_bn}
+    model = LinearClassifier(len(videos.classes), args.net, args.dropout, use_dropout=not probe, **norms)
     network_origin, start = start_backbone(args, model)
     to_device(model, world.device, channels_last)
     clip_shape = (args.batch_size, 3, args.seq_len, args.img_dim, args.img_dim)
@@ -197,12 +172,8 @@ def train(args: argparse.Namespace, world: World) -> None:
 
     optimizer = make_optimizer(args, model)
     scaler = torch.amp.GradScaler(world.device.type, enabled=args.precision == "fp16")
-    facts = {
-        "net": args.net,
-        "method": "linear classifier",
-        "classes": videos.classes,
-        "origin": network_origin,
-    }
+    facts = {"net": args.net, "method": "linear classifier", "classes": videos.classes}
+    facts["origin"] = network_origin
     state = TrainState(model, optimizer, scaler, args.lr, args.start_epoch, facts)
 
     name = (

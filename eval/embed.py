@@ -3,12 +3,11 @@
 python -m eval.embed VIDEOS --weights CoCLR-ucf101-rgb [--like QUERY.mp4 --gallery FILE.html]
 """
 
-import argparse
 import json
 import logging
 import sys
 import zipfile
-from collections.abc import Callable
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +23,11 @@ from dataset.registry import Videos
 from dataset.splits import composed
 from dataset.video_files import VideoFiles
 from eval.metrics import centred
-from eval.pictures import Clip, gallery
+from eval.pictures import clips_of, gallery
 from eval.predict import features_of
-from eval.records import check_folder, content_digest, network_provenance, write_file
+from eval.records import check_folder, content_digest, settings_of, write_file
 from model.released import RELEASED, fetch
-from model.weights import load_backbone, network_of
+from model.weights import digest, load_backbone, network_of
 from utils import launch
 from utils.checkpoint import load_checkpoint
 from utils.errors import UserError, one_line_errors
@@ -45,23 +44,13 @@ def make_parser() -> Parser:
     parser = Parser(__doc__.split("\n")[0], "VIDEOS --weights CKPT")
     parser.add_argument("videos", metavar="VIDEOS", help="folder of video files, of any depth")
     parser.add_argument("--weights", metavar="CKPT", required=True, help="path, URL or released name")
-    parser.add_argument(
-        "--out",
-        default="features.npz",
-        help="gets names [V] and features [V, C] (numpy.load reads it); made anew only where the videos, "
-        "weights or options have changed",
-    )
-    parser.add_argument(
-        "--windows",
-        action="store_true",
-        help="features of each window too: windows [W, C], the row of its video in window_video [W], its "
-        "first frame in window_frame [W]",
-    )
-    parser.add_argument(
-        "--like", metavar="FILE", help="list the videos that are most like this one, in VIDEOS or elsewhere"
-    )
+    meaning = "gets names [V] and features [V, C]; made anew where videos, weights or options have changed"
+    parser.add_argument("--out", default="features.npz", help=meaning)
+    meaning = "also windows [W, C], window_video [W], the row of its video, and window_frame [W], its first"
+    parser.add_argument("--windows", action="store_true", help=meaning)
+    parser.add_argument("--like", metavar="FILE", help="list the videos that are most like this one")
     parser.add_argument("--neighbours", type=positive_int, default=5, help="how many --like lists")
-    parser.add_argument("--gallery", metavar="FILE", help="show them, as .html (moving) or .png")
+    parser.add_argument("--gallery", metavar="FILE.html", help="show them, moving")
     parser.add_argument("--offline", action="store_true", help="never download; weights from the cache alone")
     add_clip_options(parser.add_argument_group("data"), workers=8)
     add_speed_options(parser)
@@ -80,16 +69,6 @@ def open_footage(path: str) -> Videos:
     return videos.subset(np.argsort(source.names))
 
 
-def check_places(args: argparse.Namespace) -> None:
-    """Raise UserError, before the work, for what is not there to be read or cannot be written."""
-    for path in filter(None, (args.videos, args.like)):
-        if not Path(path).exists():
-            raise UserError(f"there is no {path}; check the path")
-    check_folder(Path(args.out).parent, "--out")
-    if args.gallery:
-        check_folder(Path(args.gallery).parent, "--gallery")
-
-
 def refuse_flow(path: Path, checkpoint: dict[str, Any]) -> None:
     """Raise UserError for a network known to be trained on flow: video files have none."""
     options = checkpoint.get("options", {})
@@ -102,9 +81,7 @@ def refuse_flow(path: Path, checkpoint: dict[str, Any]) -> None:
         )
 
 
-def embedded(
-    backbone: nn.Module, size: int, videos: Videos, args: argparse.Namespace, world: World
-) -> Arrays:
+def embedded(backbone: nn.Module, size: int, videos: Videos, args: Namespace, world: World) -> Arrays:
     """What --out holds: "names" [V] and "features" float32 [V, C] of the videos that can be read.
 
     With --windows also "windows" float32 [W, C], the row of the video of each in "window_video" [W], and its
@@ -135,48 +112,25 @@ def read_current(path: Path, provenance: str, windows: bool) -> Arrays | None:
     return arrays if is_current and (not windows or "windows" in arrays) else None
 
 
-def most_like(query: np.ndarray, features: np.ndarray) -> list[tuple[int, float]]:
-    """Rows of ``features`` [V, C], most like the ``query`` [C] first, with their cosine; all are centred."""
-    gallery = torch.from_numpy(features)
-    similarity = centred(gallery) @ centred(torch.from_numpy(query)[None], gallery.mean(dim=0))[0]
-    order = similarity.argsort(descending=True, stable=True)
-    return list(zip(order.tolist(), similarity[order].tolist(), strict=True))
-
-
 def name_in(folder: str, file: str) -> str | None:
     """The name of a video file of the ``folder``; None for one that lies elsewhere."""
     path, root = Path(file).resolve(), Path(folder).resolve()
     return composed(path.relative_to(root).with_suffix("").as_posix()) if path.is_relative_to(root) else None
 
 
-def clip_of(videos: Videos, name: str, caption: str, border: str = "unknown") -> Clip:
-    row = videos.names.index(name)
-    position = int(videos.positions["rgb"][row])
-    return Clip(videos.stores["rgb"], position, int(videos.frames[row]), caption, border)
-
-
-def show_like(
-    args: argparse.Namespace,
-    arrays: Arrays,
-    videos: Videos,
-    like: Videos,
-    embed: Callable[[Videos], Arrays],
-) -> None:
-    """List the folder's videos most like the one of ``like``, itself aside; show them in --gallery."""
-    names, features = arrays["names"].tolist(), arrays["features"]
-    name = name_in(args.videos, args.like)
-    if name in names:
-        query = features[names.index(name)]
-        row = [clip_of(videos, name, name, "query")]
-    else:
-        query = embed(like)["features"][0]
-        row = [clip_of(like, like.names[0], args.like, "query")]
-    found = [(names[i], likeness) for i, likeness in most_like(query, features) if names[i] != name]
-    for neighbour, likeness in found[: args.neighbours]:
-        sys.stdout.write(f"{likeness:.3f}  {neighbour}\n")
-        row.append(clip_of(videos, neighbour, f"{neighbour} ({likeness:.2f})"))
+def show_like(args: Namespace, arrays: Arrays, videos: Videos, like: Videos, query: np.ndarray) -> None:
+    """List the videos most like the ``query`` [C] of ``like``, itself aside; show them in --gallery."""
+    names, features = arrays["names"].tolist(), torch.from_numpy(arrays["features"])
+    wanted = centred(torch.from_numpy(query)[None], features.mean(dim=0))[0]
+    cosines = dict(zip(names, (centred(features) @ wanted).tolist(), strict=True))
+    cosines.pop(name_in(args.videos, args.like), None)
+    (shown,), clips = clips_of(like).values(), clips_of(videos)
+    row = [shown._replace(caption=args.like, border="query")]
+    for name in sorted(cosines, key=cosines.get, reverse=True)[: args.neighbours]:
+        sys.stdout.write(f"{cosines[name]:.3f}  {name}\n")
+        row.append(clips[name]._replace(caption=f"{name} ({cosines[name]:.2f})"))
     if args.gallery:
-        write_file(args.gallery, gallery([row], args.gallery.endswith(".png")))
+        write_file(args.gallery, gallery([row]))
         log.info("wrote %s", args.gallery)
 
 
@@ -185,7 +139,8 @@ def main(argv: list[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
     if args.gallery and not args.like:
         raise UserError("--gallery shows what --like FILE finds: give both")
-    check_places(args)
+    for option in ("out", "gallery"):
+        check_folder(Path(getattr(args, option) or ".").parent, f"--{option}")
     world = launch.start(args)
     if world.size > 1:
         raise UserError(f"{world.size} processes were started; eval.embed is one: start no launcher")
@@ -202,8 +157,8 @@ def main(argv: list[str] | None = None) -> None:
 
     like = open_footage(args.like) if args.like else None  # or refused, before the work
     videos = open_footage(args.videos)
-    about = {"videos": content_digest(videos), **network_provenance(args, net, path, checkpoint)}
-    provenance = json.dumps(about, sort_keys=True)
+    about = {"videos": content_digest(videos), "weights": digest(path), **settings_of(args)}
+    provenance = json.dumps(about)
     arrays = read_current(Path(args.out), provenance, args.windows)
     if arrays is None:
         arrays = embed(videos)
@@ -211,7 +166,7 @@ def main(argv: list[str] | None = None) -> None:
             np.savez(file, provenance=np.array(provenance), **arrays)
     log.info("%s: features %s of the videos in %s", args.out, list(arrays["features"].shape), args.videos)
     if like:
-        show_like(args, arrays, videos, like, embed)
+        show_like(args, arrays, videos, like, embed(like)["features"][0])
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Linear probe on features that main_classifier.py --retrieval saved: one layer, trained in seconds."""
 
-import argparse
 import logging
+from argparse import Namespace
 
 import torch
 import torch.nn.functional as F
@@ -9,11 +9,12 @@ from torch import nn
 from tqdm import tqdm
 
 import eval  # noqa: F401  # first: see eval/eval.py
-from eval.features import PARTS, Features, add_feature_options, find_folder, load_features, read_provenance
+from eval.features import Features, add_feature_options, open_features, read_provenance
 from eval.metrics import accuracies
 from eval.records import append_record
 from utils.errors import UserError, one_line_errors
 from utils.log import start_logging
+from utils.metrics import as_text
 from utils.options import Parser, positive_int
 from utils.schedule import learning_rate
 
@@ -37,7 +38,7 @@ def make_parser() -> Parser:
     return parser
 
 
-def probe(args: argparse.Namespace, train: Features, test: Features) -> dict[str, float]:
+def probe(args: Namespace, train: Features, test: Features) -> dict[str, float]:
     """Train on ``train``; accuracies on ``test`` in percent, of the last epoch and of the best test top-1."""
     torch.manual_seed(args.seed)
     x, test_x = ((F.normalize(f.features, dim=1) if args.normalize else f.features) for f in (train, test))
@@ -77,29 +78,14 @@ def probe(args: argparse.Namespace, train: Features, test: Features) -> dict[str
 def main(argv: list[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
     start_logging(is_main=True)
-    folder = find_folder(args.test, args.dirname, args.dataset)
-    train, test = (load_features(folder, args.dataset, part) for part in PARTS)
-    if train.features.shape[1] != test.features.shape[1]:
-        raise UserError(
-            f"{folder}: training features have {train.features.shape[1]} entries, test features "
-            f"{test.features.shape[1]}; make them anew by --retrieval"
-        )
+    folder, train, test = open_features(args)
     numbers = probe(args, train, test)
-    log.info(
-        f"{folder}, {len(test.labels)} test videos: last epoch: top1 {numbers['top1']:.2f}, top5 "
-        f"{numbers['top5']:.2f} (best epoch by test accuracy: {numbers['best_epoch']}, top1 "
-        f"{numbers['best_epoch_top1']:.2f})"
-    )
+    log.info("%s, %d test videos: %s", folder, len(test.labels), as_text(numbers))
     options = ("lr", "wd", "epochs", "schedule", "batch_size", "normalize", "final_bn", "seed")
     provenance = read_provenance(folder, args.dataset)
     settings = {key: getattr(args, key) for key in options} | {"features": provenance.get("settings")}
-    append_record(
-        args.results,
-        "feature probe",
-        {"checkpoint": str(folder), **provenance, "settings": settings},
-        videos=len(test.labels),
-        numbers=numbers,
-    )
+    provenance = {"checkpoint": str(folder), **provenance, "settings": settings}
+    append_record(args.results, "feature probe", provenance, videos=len(test.labels), numbers=numbers)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from argparse import Namespace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,8 +27,15 @@ class Features(NamedTuple):
     labels: Tensor
     names: list[str] | None
 
+    def select(self, names: list[str]) -> "Features":
+        """Those of the ``names``, in their order."""
+        row = {name: i for i, name in enumerate(self.names)}
+        rows = [row[name] for name in names]
+        return Features(self.features[rows], self.labels[rows], names)
+
 
 def provenance_path(folder: Path, dataset: str) -> Path:
+    """Where the provenance of the features in ``folder`` is kept."""
     return folder / f"{dataset}_provenance.json"
 
 
@@ -62,37 +70,34 @@ def save_features(folder: Path, dataset: str, parts: dict[str, Features], proven
 
 def load_features(folder: Path, dataset: str, part: str) -> Features:
     """Read one part's features, ours or the original's (without names); UserError where they do not fit."""
-    path = folder / f"{dataset}_{part}_feature.pth.tar"
-    features = _load_tensor(path).float()
-    labels = _load_tensor(folder / f"{dataset}_{part}_label.pth.tar").long().flatten()
-    names_path = folder / f"{dataset}_{part}_names.json"
+    stem = f"{dataset}_{part}"
+    feature, label = (folder / f"{stem}_{kind}.pth.tar" for kind in ("feature", "label"))
+    features, labels = load_saved(feature, "feature file"), load_saved(label, "feature file")
+    names_path = folder / f"{stem}_names.json"
     names = read_json(names_path) if names_path.is_file() else None
-    lengths = {len(labels)} | ({len(names)} if isinstance(names, list) else set())
-    if features.dim() != 2 or lengths != {len(features)} or not len(features):
+    fits = isinstance(features, Tensor) and isinstance(labels, Tensor) and features.dim() == 2
+    fits = fits and 0 < len(features) == labels.numel()
+    fits = fits and (names is None or (isinstance(names, list) and len(names) == len(features)))
+    if not fits:
         raise UserError(
-            f"{path}: features of shape {list(features.shape)} do not fit {len(labels)} labels"
-            f"{'' if names is None else f' and the names in {names_path}'}; make them anew by --retrieval"
+            f"{feature}, the labels and the names do not fit together; make them anew by --retrieval"
         )
-    return Features(features, labels, names)
-
-
-def _load_tensor(path: Path) -> Tensor:
-    value = load_saved(path, "feature file")
-    if not isinstance(value, Tensor):
-        raise UserError(f"{path} holds a {type(value).__name__}, not a tensor; make it anew by --retrieval")
-    return value
+    return Features(features.float(), labels.long().flatten(), names)
 
 
 def add_feature_options(parser: Parser) -> None:
     """Where saved features lie, see ``find_folder``."""
-    parser.add_argument(
-        "--test",
-        required=True,
-        metavar="DIR|CKPT",
-        help="feature folder, or the checkpoint beside which it lies",
-    )
+    meaning = "feature folder, or the checkpoint beside which it lies"
+    parser.add_argument("--test", required=True, metavar="DIR|CKPT", help=meaning)
     parser.add_argument("--dirname", default="feature", help="name of the feature folder beside a checkpoint")
     parser.add_argument("--dataset", default="ucf101", help="dataset of the features, NAME[-f]")
+
+
+def open_features(args: Namespace) -> tuple[Path, Features, Features]:
+    """The folder that the options mean, and its features of training and of test videos."""
+    folder = find_folder(args.test, args.dirname, args.dataset)
+    train, test = (load_features(folder, args.dataset, part) for part in PARTS)
+    return folder, train, test
 
 
 def find_folder(test: str, dirname: str, dataset: str) -> Path:

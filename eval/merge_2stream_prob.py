@@ -1,12 +1,10 @@
 """Merge RGB and flow: mean of class probabilities (--mode c), or sum of similarities (--mode s)."""
 
 import logging
-import math
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 import eval  # noqa: F401  # first: see eval/eval.py
 from dataset.catalogue import parse_name
@@ -21,8 +19,6 @@ from utils.options import Parser
 
 log = logging.getLogger("coclr")
 
-Probabilities = dict[str, dict[str, Any]]
-
 
 def make_parser() -> Parser:
     parser = Parser(__doc__, "--prob1 PROB1 --prob2 PROB2")
@@ -35,104 +31,89 @@ def make_parser() -> Parser:
     return parser
 
 
-def read_probabilities(path: str, dataset: str) -> Probabilities:
-    """{video: {"mean_prob": [...], ...}} of a JSON file; UserError if another, or of another dataset."""
-    if Path(path).is_dir():
-        raise UserError(f"{path} is a folder; --mode c takes a ...-prob-ten.json, --mode s folders")
+def read_probabilities(path: str, dataset: str) -> Features:
+    """Class probabilities float64 [N, classes] of a JSON file {video: {"mean_prob": [...], ...}}.
+
+    Labels are those noted there, else follow from the names, if these show all classes. UserError where the
+    file is another, or of another dataset.
+    """
     videos = read_json(path)
-    entries = list(videos.values()) if isinstance(videos, dict) else []
-    lengths = {len(entry["mean_prob"]) if _has_probabilities(entry) else 0 for entry in entries}
-    if len(lengths) != 1 or 0 in lengths:
+    try:
+        entries = list(videos.values())
+        probabilities = torch.tensor([entry["mean_prob"] for entry in entries], dtype=torch.float64)
+        labels = torch.tensor([int(entry.get("label", -1)) for entry in entries])
+        is_sound = probabilities.dim() == 2 and bool(probabilities.isfinite().all())
+    except (ArithmeticError, AttributeError, KeyError, RuntimeError, TypeError, ValueError):
+        is_sound = False
+    if not is_sound:
         raise UserError(
             f'{path} should be {{video: {{"mean_prob": [...]}}}} with as many numbers for every video; '
             "make it anew by main_classifier.py --test CKPT --ten_crop"
         )
-    made_of = {entry.get("dataset", dataset) for entry in entries}
+    made_of = {str(entry.get("dataset", dataset)) for entry in entries}
     if made_of != {dataset}:
-        raise UserError(f"{path} was made of {', '.join(sorted(map(str, made_of)))}, --dataset is {dataset}")
-    return videos
+        raise UserError(f"{path} was made of {', '.join(sorted(made_of))}, --dataset is {dataset}")
+    if (labels < 0).any():
+        order, classes = class_order(videos), probabilities.shape[1]
+        if len(order) != classes:
+            raise UserError(
+                f"{path} has probabilities of {classes} classes, but its videos are of {len(order)}, so the "
+                "labels are unknown; make it anew by main_classifier.py"
+            )
+        labels = torch.tensor([order.index(class_of(name)) for name in videos])
+    return Features(probabilities, labels, list(videos))
 
 
-def _has_probabilities(entry: Any) -> bool:
-    if not isinstance(entry, dict) or not isinstance(entry.get("mean_prob"), list):
-        return False
-    numbers = [*entry["mean_prob"], entry.get("label", 0)]
-    return all(isinstance(number, int | float) and math.isfinite(number) for number in numbers)
+def in_common(streams: list[Features], places: list[str]) -> list[Features]:
+    """Both streams for the videos of both, in the first's order; says how many either lacks.
 
-
-def common_names(first: list[str], second: list[str], paths: tuple[str, str]) -> list[str]:
-    """The names that both have, in the first's order; says how many either lacks. UserError without any."""
+    Without names, as the original's are, they are taken to be aligned. UserError without a video in common.
+    """
+    first, second = (stream.names for stream in streams)
+    if first is None or second is None:
+        return streams
     there = set(second)
     common = [name for name in first if name in there]
     if not common:
         raise UserError(
-            f"{paths[0]} and {paths[1]} have no video in common ({first[0]} there, {second[0]} here); "
+            f"{places[0]} and {places[1]} have no video in common ({first[0]} there, {second[0]} here); "
             "are they of one dataset and split?"
         )
     lacking = len(there - set(first)), len(set(first) - there)
-    log.info(f"{len(common)} videos in both; {paths[0]} lacks {lacking[0]}, {paths[1]} lacks {lacking[1]}")
-    return common
+    log.info(f"{len(common)} videos in both; {places[0]} lacks {lacking[0]}, {places[1]} lacks {lacking[1]}")
+    return [stream.select(common) for stream in streams]
 
 
-def labels_of(names: list[str], probabilities: Probabilities, classes: int, path: str) -> Tensor:
-    """Labels [N] noted with the probabilities, else from the names, if these show all the ``classes``."""
-    if all("label" in probabilities[name] for name in names):
-        return torch.tensor([probabilities[name]["label"] for name in names])
-    order = class_order(probabilities)
-    if len(order) != classes:
+def check_labels(streams: list[Features], places: list[str]) -> None:
+    """Raise UserError unless both streams give the same labels to the same videos."""
+    if not torch.equal(streams[0].labels, streams[1].labels):
+        raise UserError(f"{places[0]} and {places[1]} give the same videos different labels; make them anew")
+
+
+def merge_classification(paths: list[str], dataset: str) -> tuple[dict[str, float], int]:
+    """Top-1 and top-5 in percent of the mean probabilities over the common videos, and how many these are."""
+    streams = in_common([read_probabilities(path, dataset) for path in paths], paths)
+    first, second = (stream.features for stream in streams)
+    if first.shape != second.shape:
         raise UserError(
-            f"{path} has probabilities of {classes} classes, but its videos are of {len(order)}, so the "
-            "labels are unknown; make it anew by main_classifier.py"
+            f"{paths[0]} has probabilities of {first.shape[1]} classes, {paths[1]} of {second.shape[1]}; "
+            "they are of different datasets"
         )
-    return torch.tensor([order.index(class_of(name)) for name in names])
+    check_labels(streams, paths)
+    return accuracies((first + second) / 2, streams[0].labels), len(first)
 
 
-def merge_classification(paths: tuple[str, str], dataset: str) -> tuple[dict[str, float], int]:
-    """Top-1 and top-5 in percent of the mean probabilities, and of each stream, over the common videos."""
-    first, second = (read_probabilities(path, dataset) for path in paths)
-    names = common_names(list(first), list(second), paths)
-    rows = [[videos[name]["mean_prob"] for name in names] for videos in (first, second)]
-    p1, p2 = (torch.tensor(probabilities, dtype=torch.float64) for probabilities in rows)  # [N, classes]
-    if p1.shape != p2.shape:
-        raise UserError(
-            f"{paths[0]} has probabilities of {p1.shape[1]} classes, {paths[1]} of {p2.shape[1]}; they are "
-            "of different datasets"
-        )
-    labels = labels_of(names, first, p1.shape[1], paths[0])
-    if not torch.equal(labels, labels_of(names, second, p1.shape[1], paths[1])):
-        raise UserError(f"{paths[0]} and {paths[1]} give the same videos different labels; make them anew")
-    numbers = accuracies((p1 + p2) / 2, labels)
-    for stream, probabilities in (("first", p1), ("second", p2)):
-        alone = accuracies(probabilities, labels)
-        numbers |= {f"{stream}_{name}": value for name, value in alone.items()}
-    return numbers, len(names)
-
-
-def select(features: Features, names: list[str]) -> Features:
-    """The features of the ``names``, in their order."""
-    row = {name: i for i, name in enumerate(features.names)}
-    rows = [row[name] for name in names]
-    return Features(features.features[rows], features.labels[rows], names)
-
-
-def merge_retrieval(folders: tuple[tuple[Path, str], tuple[Path, str]]) -> tuple[dict[str, float], int]:
-    """R@k of summed similarities over the videos of both streams; ``folders``, and the datasets in them."""
-    streams: dict[str, list[Features]] = {}
+def merge_retrieval(folders: list[tuple[Path, str]]) -> tuple[dict[str, float], int]:
+    """R@k of summed similarities over the common videos; ``folders``, and the datasets in them."""
+    merged = {}
     for part in PARTS:
-        first, second = (load_features(folder, dataset, part) for folder, dataset in folders)
-        places = tuple(f"{folder} ({part})" for folder, _ in folders)
-        if first.names is None or second.names is None:  # the original's: aligned, if anything
-            if not torch.equal(first.labels, second.labels):
-                raise UserError(
-                    f"the features in {places[0]} and {places[1]} come without names and have different "
-                    "labels; make them anew by --retrieval"
-                )
-            streams[part] = [first, second]
-        else:
-            names = common_names(first.names, second.names, places)
-            streams[part] = [select(features, names) for features in (first, second)]
-    numbers, _, _ = retrieve(streams["train"], streams["test"])
-    return numbers, len(streams["test"][0].labels)
+        places = [f"{folder} ({part})" for folder, _ in folders]
+        streams = [load_features(folder, dataset, part) for folder, dataset in folders]
+        merged[part] = in_common(streams, places)
+        if None in (stream.names for stream in streams):
+            check_labels(streams, places)
+    numbers, _, _ = retrieve(merged["train"], merged["test"])
+    return numbers, len(merged["test"][0].labels)
 
 
 def record_of(results: str, path: str) -> dict[str, Any]:
@@ -150,9 +131,7 @@ def folder_of(path: str, dirname: str, datasets: tuple[str, str]) -> tuple[Path,
         return find_folder(path, dirname, datasets[1]), datasets[1]
 
 
-def merged_provenance(
-    streams: tuple[Provenance, Provenance], paths: tuple[str, str], mode: str
-) -> Provenance:
+def merged_provenance(streams: list[Provenance], paths: list[str], mode: str) -> Provenance:
     """The provenance of two merged streams, as far as known; UserError where their splits differ."""
     splits = {stream["split"] for stream in streams if stream.get("split")}
     if len(splits) > 1:
@@ -175,19 +154,16 @@ def main(argv: list[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
     start_logging(is_main=True)
     base = parse_name(args.dataset).base
-    paths = (args.prob1, args.prob2)
+    paths = [args.prob1, args.prob2]
     if args.mode == "c":
         numbers, videos = merge_classification(paths, base)
-        streams = tuple(record_of(args.results, path) for path in paths)
+        streams = [record_of(args.results, path) for path in paths]
         test = {"what": streams[0].get("what", "two-stream"), "crops": streams[0].get("crops")}
     else:
-        rgb, flow = base, f"{base}-f"
-        folders = (
-            folder_of(args.prob1, args.dirname, (rgb, flow)),
-            folder_of(args.prob2, args.dirname, (flow, rgb)),
-        )
+        orders = [(base, f"{base}-f"), (f"{base}-f", base)]
+        folders = [folder_of(path, args.dirname, order) for path, order in zip(paths, orders, strict=True)]
         numbers, videos = merge_retrieval(folders)
-        streams = tuple(read_provenance(folder, dataset) for folder, dataset in folders)
+        streams = [read_provenance(folder, dataset) for folder, dataset in folders]
         test = {"what": "retrieval"}
     log.info("%s, two streams, %d videos: %s", base, videos, as_text(numbers))
     provenance = {"dataset": base, **merged_provenance(streams, paths, args.mode)}

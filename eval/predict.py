@@ -1,11 +1,11 @@
 """What a network says of videos: means over windows and crops. Windows of many videos share a batch."""
 
-import argparse
 import collections
 import copy
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,12 +14,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.utils.data import default_collate
 from tqdm import tqdm
 
 from dataset.augmentation import JITTER_IDENTITY, augment
 from dataset.loader import window_loader
 from dataset.registry import Videos, open_videos
-from dataset.window_dataset import Item, WindowDataset
+from dataset.window_dataset import WindowDataset
 from model.classifier import LinearClassifier
 from utils.cores import available_cores
 from utils.errors import UserError
@@ -29,15 +30,19 @@ from utils.processes import local_processes
 
 log = logging.getLogger("coclr")
 
-CROPS = {"center": 1, "five": 5, "ten": 5}  # spatial crops decoded; ten = five and their mirror images
+CROPS = {"middle": 1, "center": 1, "five": 5, "ten": 5}  # that are decoded; ten: five and mirror images
+VIEWS = {  # averaged for each result of a test; of ten, view 2 crop + 1 is the mirror image of a crop
+    "middle": {"center": [0]},
+    "center": {"center": [0]},
+    "five": {"center": [4], "five": [0, 1, 2, 3, 4]},
+    "ten": {"center": [8], "five": [0, 2, 4, 6, 8], "ten": list(range(10))},
+}
 
 
-def read_videos(args: argparse.Namespace, *parts: str) -> list[Videos]:
+def read_videos(args: Namespace, *parts: str) -> list[Videos]:
     """The videos of each of the ``parts``; UserError where they do not have the same classes."""
     found = [
-        open_videos(
-            args.dataset, part, args.seq_len, args.ds, args.data_root, vars(args), split=args.which_split
-        )
+        open_videos(args.dataset, part, args.seq_len, args.ds, args.data_root, vars(args), args.which_split)
         for part in parts
     ]
     if any(videos.classes != found[0].classes for videos in found):
@@ -46,12 +51,7 @@ def read_videos(args: argparse.Namespace, *parts: str) -> list[Videos]:
 
 
 def features_of(
-    backbone: nn.Module,
-    size: int,
-    videos: Videos,
-    args: argparse.Namespace,
-    world: World,
-    per_window: bool = False,
+    backbone: nn.Module, size: int, videos: Videos, args: Namespace, world: World, per_window: bool = False
 ) -> tuple[Tensor, Videos]:
     """Features [V, size] of the network: the global average of the centre crop, see ``predict``."""
     network = for_inference(backbone, args, world)
@@ -64,12 +64,7 @@ def features_of(
 
 
 def class_probabilities(
-    model: LinearClassifier,
-    videos: Videos,
-    args: argparse.Namespace,
-    world: World,
-    crops: str = "center",
-    middle_only: bool = False,
+    model: LinearClassifier, videos: Videos, args: Namespace, world: World, crops: str = "center"
 ) -> tuple[dict[str, Tensor], Videos]:
     """Class probabilities [V, classes], see ``predict``; leaves the model in eval mode."""
     model.eval()
@@ -77,7 +72,7 @@ def class_probabilities(
     def probabilities(clips: Tensor) -> Tensor:
         return model(clips)[0].float().softmax(dim=1)
 
-    return predict(probabilities, len(videos.classes), videos, args, world, crops, middle_only)
+    return predict(probabilities, len(videos.classes), videos, args, world, crops)
 
 
 @torch.no_grad()
@@ -85,10 +80,9 @@ def predict(
     network: Callable[[Tensor], Tensor],
     size: int,
     videos: Videos,
-    args: argparse.Namespace,
+    args: Namespace,
     world: World,
     crops: str = "center",
-    middle_only: bool = False,
     per_window: bool = False,
 ) -> tuple[dict[str, Tensor], Videos]:
     """Mean output of ``network`` over all windows of each video and the views of each result of ``crops``.
@@ -98,8 +92,7 @@ def predict(
         videos: of one stream.
         args: seq_len (T), ds, img_dim (S), batch_size (windows in one forward pass), workers, precision and
             channels_last of the options are read.
-        crops: "center", "five" or "ten"; see ``views_of``.
-        middle_only: only the middle window of each video.
+        crops: "center", "five" or "ten", see ``VIEWS``; "middle": the centre of the middle window of a video.
         per_window: no means over windows, but a row for each, those of a video one after another.
 
     Returns the means by result, float32 [V, size] on the CPU, and the V videos that could be read; the same
@@ -107,45 +100,47 @@ def predict(
     nothing. Raises UserError where no video can be read.
     """
     device = world.device
-    views = views_of(crops)
-    mirrored = (False, True) if crops == "ten" else (False,)
-    dataset = WindowDataset(videos, args.seq_len, args.ds, args.img_dim, CROPS[crops], middle_only)
-    videos_of_items = [torch.full((end - first,), video) for video, first, end in dataset.spans]
+    flips = (False, True) if crops == "ten" else (False,)
+    is_middle = crops == "middle"
+    dataset = WindowDataset(videos, args.seq_len, args.ds, args.img_dim, CROPS[crops], is_middle)
+    rows_of_items = [torch.full((end - first,), video) for video, first, end in dataset.spans]
+    video_of_row = torch.arange(len(videos))
     if per_window:
-        video_of_row = torch.cat(videos_of_items)
-        rows = torch.arange(len(video_of_row)).split([len(item) for item in videos_of_items])
-    else:
-        video_of_row = torch.arange(len(videos))
-        rows = videos_of_items  # of the outputs, for the windows of each item
+        video_of_row = torch.cat(rows_of_items)
+        rows_of_items = torch.arange(len(video_of_row)).split([len(rows) for rows in rows_of_items])
     count = len(video_of_row)
-    sums = torch.zeros(CROPS[crops] * len(mirrored), count, size, dtype=torch.float64, device=device)
+    sums = torch.zeros(CROPS[crops] * len(flips) * count, size, dtype=torch.float64, device=device)
     windows_seen = torch.zeros(count, dtype=torch.float64)
 
-    def readable_items() -> Iterator[tuple[Item, Tensor]]:
+    def clips_of_views() -> Iterator[tuple[Tensor, bool, int]]:
+        """Clips uint8 [T, S, S, 3], whether they are to be mirrored, the row of ``sums`` for their output."""
         items = window_loader(dataset, args.workers, world.rank, world.size, device)
         quiet = None if world.is_main else True  # None: where it is not a terminal
         bar = tqdm(items, "test", unit="video", disable=quiet, leave=False, dynamic_ncols=True)
-        for item, rows_of_item in zip(bar, rows[world.rank :: world.size], strict=True):
-            # NaN marks a row for all ranks, also where another part of its video could be read
-            seen = float("nan") if item["broken"] else 1.0
-            windows_seen.index_add_(0, rows_of_item, torch.full((len(rows_of_item),), seen).double())
+        for item, rows in zip(bar, rows_of_items[world.rank :: world.size], strict=True):
             if item["broken"]:
                 log.warning("left out: %s", item["broken"])
-            else:
-                yield item, rows_of_item
+                windows_seen[rows] = float("nan")  # on all ranks, also where other parts could be read
+                continue
+            windows_seen.index_add_(0, rows, torch.ones(len(rows), dtype=torch.float64))
+            frames = item["frames"].to(device, non_blocking=True)  # [crops, F, S, S, 3]
+            windows = item["windows"].to(device, non_blocking=True)  # [W, T]
+            for view, (crop, flip) in enumerate(itertools.product(range(len(frames)), flips)):
+                for window, row in zip(windows, rows.tolist(), strict=True):
+                    yield frames[crop][window], flip, view * count + row
 
-    def forward(batch: tuple[Tensor, ...]) -> Tensor:
-        clips, flip, *_ = batch
+    def forward(batch: list[Tensor]) -> tuple[Tensor, Tensor]:
+        clips, flip, rows = batch
         with torch.no_grad(), autocast(args.precision, device):
-            return network(network_input(clips, flip, uses_channels_last(args, device)))
+            return rows, network(network_input(clips, flip, uses_channels_last(args, device)))
 
     # on a CPU, a batch in parts on as many cores is faster than on all of them as one
     threads = max(available_cores() // local_processes(), 1) if device.type == "cpu" else 1
     # TF32 and the choice of an algorithm by trial would make results depend on the batch
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
-        batches = full_batches(readable_items(), mirrored, -(-args.batch_size // threads), device)
-        for (_, _, row, view), output in in_threads(forward, batches, threads):
-            sums.flatten(0, 1).index_add_(0, (view * count + row).to(device), output.double())
+        batches = batched(clips_of_views(), -(-args.batch_size // threads))
+        for rows, output in in_threads(forward, batches, threads):
+            sums.index_add_(0, rows.to(device), output.double())
     windows_seen = windows_seen.to(device)
     if world.size > 1:
         dist.all_reduce(sums)
@@ -155,54 +150,18 @@ def predict(
     if not readable.any():
         raise UserError(f"none of the {len(videos)} videos could be read; prepare them again")
     kept = readable[video_of_row].to(device)
+    sums = sums.unflatten(0, (-1, count))  # [views, rows, size]
     means = {
         result: (sums[chosen].sum(dim=0) / (windows_seen[:, None] * len(chosen)))[kept].float().cpu()
-        for result, chosen in views.items()
+        for result, chosen in VIEWS[crops].items()
     }
     return means, videos.subset(np.flatnonzero(readable))
 
 
-def views_of(crops: str) -> dict[str, list[int]]:
-    """Views averaged for each result of a ``crops`` test, which also gives the smaller tests.
-
-    With m mirror images per crop (1, or 2 for ten), view crop * m + flip is a crop and whether it is
-    mirrored.
-    """
-    if crops == "center":
-        return {"center": [0]}
-    if crops == "five":
-        return {"center": [4], "five": list(range(5))}
-    return {"center": [8], "five": list(range(0, 10, 2)), "ten": list(range(10))}
-
-
-def full_batches(
-    items: Iterable[tuple[Item, Tensor]], mirrored: Sequence[bool], batch_size: int, device: torch.device
-) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Batches of ``batch_size`` windows (the last has the rest), across videos, crops and mirror images.
-
-    With each item come the rows [W] where the outputs of its windows go. Yields clips uint8 [n, T, S, S, 3]
-    on the device, and flip bool, row int64 and view int64, [n] each, on the CPU.
-    """
-    parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-    room = batch_size
-    for item, rows in items:
-        frames = item["frames"].to(device, non_blocking=True)  # [crops, F, S, S, 3]
-        views = itertools.product(range(len(frames)), mirrored)
-        for view, (crop, flip) in enumerate(views):
-            start = 0
-            while start < len(item["windows"]):
-                windows = item["windows"][start : start + room]  # [w, T]
-                clips = frames[crop][windows.to(device, non_blocking=True)]  # [w, T, S, S, 3]
-                flips, view_numbers = (torch.full((len(windows),), value) for value in (flip, view))
-                parts.append((clips, flips, rows[start : start + room], view_numbers))
-                start += len(windows)
-                room -= len(windows)
-                if room == 0:
-                    yield tuple(map(torch.cat, zip(*parts, strict=True)))
-                    parts = []
-                    room = batch_size
-    if parts:
-        yield tuple(map(torch.cat, zip(*parts, strict=True)))
+def batched(samples: Iterator[Any], size: int) -> Iterator[Any]:
+    """Batches of ``size`` samples, across videos and views; the last has the rest."""
+    while batch := list(itertools.islice(samples, size)):
+        yield default_collate(batch)
 
 
 def network_input(clips: Tensor, flip: Tensor, channels_last: bool) -> Tensor:
@@ -218,29 +177,25 @@ def network_input(clips: Tensor, flip: Tensor, channels_last: bool) -> Tensor:
     return augment(clips, draws, channels_last)
 
 
-def in_threads(
-    work: Callable[[Any], Any], arguments: Iterable[Any], threads: int
-) -> Iterator[tuple[Any, Any]]:
-    """Each argument and ``work`` of it, in order; by ``threads`` threads of one core each, none for 1."""
+def in_threads(work: Callable[[Any], Any], arguments: Iterable[Any], threads: int) -> Iterator[Any]:
+    """``work`` of each argument, in order; by ``threads`` threads of one core each, none for 1."""
     if threads == 1:
-        yield from ((argument, work(argument)) for argument in arguments)
+        yield from map(work, arguments)
         return
     before, pending = torch.get_num_threads(), collections.deque()
     torch.set_num_threads(1)
     try:
         with ThreadPoolExecutor(threads) as pool:
             for argument in arguments:
-                pending.append((argument, pool.submit(work, argument)))
+                pending.append(pool.submit(work, argument))
                 if len(pending) > threads:
-                    argument, result = pending.popleft()
-                    yield argument, result.result()
-            for argument, result in pending:
-                yield argument, result.result()
+                    yield pending.popleft().result()
+            yield from (future.result() for future in pending)
     finally:
         torch.set_num_threads(before)
 
 
-def for_inference(module: nn.Module, args: argparse.Namespace, world: World) -> nn.Module:
+def for_inference(module: nn.Module, args: Namespace, world: World) -> nn.Module:
     """A copy on the device, batch norms folded into convolutions; compiled, channels-last where asked for."""
     module = fold_batch_norms(module)
     if args.compile:

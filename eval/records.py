@@ -1,13 +1,15 @@
 """Records of evaluation: where numbers come from, results.jsonl, and JSON files."""
 
-import argparse
+import contextlib
 import hashlib
 import json
 import logging
 import os
 import tempfile
+from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 from dataset.catalogue import parse_name
 from dataset.registry import Videos
@@ -21,29 +23,15 @@ log = logging.getLogger("coclr")
 HEAD = '{"what": "'  # of every record
 
 
-class Provenance(TypedDict, total=False):
-    """Where numbers and features come from; whatever is not known is missing.
-
-    Of the data: ``dataset`` (without endings), ``split``, ``stream``, and digests of the ``train_videos`` and
-    ``test_videos``. Of the network: ``checkpoint`` (path), ``sha256`` of that file, ``epoch`` (the last
-    finished one), ``origin`` (see ``model.weights.origin``). ``settings``: the options on which outputs
-    depend.
-    """
-
-    dataset: str
-    split: int
-    stream: str
-    train_videos: str
-    test_videos: str
-    checkpoint: str
-    sha256: str
-    epoch: int
-    origin: dict[str, Any]
-    settings: dict[str, Any]
+# Where numbers and features come from; what is not known is missing. Of the data: "dataset" (without its
+# endings), "split", "stream", digests of "train_videos", "test_videos". Of the network: "checkpoint" (path),
+# "sha256" of that file, "epoch" (the last finished one), "origin" (see ``model.weights.origin``). "settings":
+# the options on which outputs depend.
+Provenance = dict[str, Any]
 
 
 def provenance_of(
-    args: argparse.Namespace, path: Path, checkpoint: dict[str, Any], videos: dict[str, Videos]
+    args: Namespace, path: Path, checkpoint: dict[str, Any], videos: dict[str, Videos]
 ) -> Provenance:
     """The provenance of what the ``checkpoint`` at ``path`` says of the ``videos`` of each part."""
     name = parse_name(args.dataset)
@@ -51,61 +39,47 @@ def provenance_of(
         "dataset": name.base,
         "split": args.which_split,
         "stream": name.streams[0],
-        **network_provenance(args, args.net, path, checkpoint),
-        **{f"{part}_videos": content_digest(chosen) for part, chosen in videos.items()},
-    }
-
-
-def network_provenance(
-    args: argparse.Namespace, net: str, path: Path, checkpoint: dict[str, Any]
-) -> Provenance:
-    """What of a provenance is not about the data."""
-    options = ("seq_len", "ds", "img_dim", "precision")
-    return {
         "checkpoint": str(path),
         "sha256": digest(path),
         "epoch": int(checkpoint.get("epoch", -1)),
         "origin": origin(checkpoint, path),
-        "settings": {"net": net, **{option: getattr(args, option) for option in options}},
+        "settings": {"net": args.net, **settings_of(args)},
+        **{f"{part}_videos": content_digest(chosen) for part, chosen in videos.items()},
     }
+
+
+def settings_of(args: Namespace) -> dict[str, Any]:
+    """The options on which features depend."""
+    return {name: getattr(args, name) for name in ("seq_len", "ds", "img_dim", "precision")}
 
 
 def content_digest(videos: Videos) -> str:
     """Digest of names, labels, frame counts, sizes of records: changes with the content, not with a copy."""
     ((stream, store),) = videos.stores.items()
-
-    def record_size(position: int) -> int:
+    sizes = []
+    for position in videos.positions[stream].tolist():
         try:
-            return store.record_size(position)
+            sizes.append(store.record_size(position))
         except BrokenVideo:
-            return 0
-
-    sizes = [record_size(position) for position in videos.positions[stream].tolist()]
+            sizes.append(0)
     content = [videos.names, videos.labels.tolist(), videos.frames.tolist(), sizes]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
+@contextlib.contextmanager
+def naming(place: Path, option: str) -> Iterator[None]:
+    """Raise UserError where the block cannot write to ``place``; the ``option`` chooses another."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write to {place}: {error.strerror}; choose another by {option}") from error
+
+
 def check_folder(folder: Path, option: str) -> None:
-    """Raise UserError, naming the ``option`` that chooses another, where no file could be made in ``folder``.
-
-    A folder that is missing is not made.
-    """
+    """Raise UserError where no file could be made in ``folder``; one that is missing is not made."""
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    try:
-        tempfile.TemporaryFile(dir=there).close()
-    except OSError as error:
-        raise UserError(f"cannot write to {there}: {error.strerror}; choose another by {option}") from error
-
-
-def check_results(path: Path) -> None:
-    """Raise UserError where no record could be appended to ``path``; a file that is missing is not made."""
-    if not path.exists():
-        check_folder(path.parent, "--results")
-        return
-    try:
-        open(path, "ab").close()
-    except OSError as error:
-        raise UserError(f"cannot append to {path}: {error.strerror}; choose another by --results") from error
+    with naming(there, option), tempfile.TemporaryFile(dir=there):
+        pass
 
 
 def read_json(path: str | Path) -> Any:
@@ -124,21 +98,16 @@ def write_file(path: str | Path, content: bytes | str) -> None:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
-def append_record(path: str | Path, what: str, provenance: Provenance, **entries: Any) -> None:
+def append_record(path: str, what: str, provenance: Provenance, **entries: Any) -> None:
     """Append a record, a line of JSON that mixes with no other process's and no line that was cut short."""
     line = json.dumps({"what": what, **provenance, **entries}) + "\n"
-    try:
+    with naming(Path(path), "--results"):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with lock(path) as file:
             file.seek(max(file.seek(0, os.SEEK_END) - 1, 0))
-            last = file.read(1)
-            if last not in (b"", b"\n"):
+            if file.read(1) not in (b"", b"\n"):
                 line = "\n" + line
             file.write(line.encode())
-    except OSError as error:
-        raise UserError(
-            f"cannot append to {path}: {error.strerror}; choose another place by --results"
-        ) from error
 
 
 def read_records(path: str | Path) -> list[dict[str, Any]]:
@@ -154,14 +123,13 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
-            if not isinstance(record["what"], str) or not isinstance(record["numbers"], dict):
-                raise ValueError("'what' or 'numbers' is of another type")
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            if isinstance(error, json.JSONDecodeError) and line[: len(HEAD)] == HEAD[: len(line)]:
-                log.warning("%s, line %d was cut short: left out; test that checkpoint again", path, number)
-                continue
-            raise UserError(
-                f"{path}, line {number} is corrupt: {str(error)[:100]}; remove that line"
-            ) from error
-        records.append(record)
+        except (ValueError, RecursionError):
+            record = None
+        entries = record if isinstance(record, dict) else {}
+        if isinstance(entries.get("what"), str) and isinstance(entries.get("numbers"), dict):
+            records.append(record)
+        elif record is None and line[: len(HEAD)] == HEAD[: len(line)]:
+            log.warning("%s, line %d was cut short: left out; test that checkpoint again", path, number)
+        else:
+            raise UserError(f"{path}, line {number} is corrupt: {line[:100]!r}; remove that line")
     return records

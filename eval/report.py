@@ -1,7 +1,5 @@
-"""Table of results.jsonl beside the paper's numbers, as Markdown and CSV."""
+"""Table of results.jsonl beside the paper's numbers, as Markdown."""
 
-import csv
-import io
 import logging
 import statistics
 import sys
@@ -22,48 +20,34 @@ NUMBERS = {
     "Classification": ("top1", "top5", "best_epoch_top1"),
     "Retrieval": ("R@1", "R@5", "R@10", "R@20", "R@50"),
 }
-# (method, pretrained on, stream) -> "what tested on" -> top-1, or R@1, 5, 10, 20, in percent: Han et al.,
-# NeurIPS 2020, tables 1 and 2; InfoNCE's, and CoCLR's flow and K400 R@1, belong to the released weights
-PAPER: dict[tuple[str, str, str], dict[str, tuple[float, ...]]] = {
-    ("InfoNCE", "ucf101", "rgb"): {"linear ucf101": (46.8,), "retrieval ucf101": (33.1,)},
-    ("InfoNCE", "ucf101", "flow"): {"linear ucf101": (66.8,), "retrieval ucf101": (45.2,)},
-    ("CoCLR", "ucf101", "rgb"): {
-        "linear ucf101": (70.2,),
-        "linear hmdb51": (39.1,),
-        "finetune ucf101": (81.4,),
-        "finetune hmdb51": (52.1,),
-        "retrieval ucf101": (53.3, 69.4, 76.6, 82.0),
-        "retrieval hmdb51": (23.2, 43.2, 53.5, 65.5),
-    },
-    ("CoCLR", "ucf101", "flow"): {"retrieval ucf101": (48.4,)},
-    ("CoCLR", "ucf101", "rgb+flow"): {
-        "linear ucf101": (72.1,),
-        "linear hmdb51": (40.2,),
-        "finetune ucf101": (87.3,),
-        "finetune hmdb51": (58.7,),
-        "retrieval ucf101": (55.9, 70.8, 76.9, 82.5),
-        "retrieval hmdb51": (26.1, 45.8, 57.9, 69.7),
-    },
-    ("CoCLR", "k400", "rgb"): {
-        "linear ucf101": (74.5,),
-        "linear hmdb51": (46.1,),
-        "finetune ucf101": (87.9,),
-        "finetune hmdb51": (54.6,),
-        "retrieval ucf101": (45.6,),
-    },
-    ("CoCLR", "k400", "flow"): {"finetune ucf101": (85.27,), "retrieval ucf101": (44.4,)},
-    ("CoCLR", "k400", "rgb+flow"): {
-        "linear ucf101": (77.8,),
-        "linear hmdb51": (52.4,),
-        "finetune ucf101": (90.6,),
-        "finetune hmdb51": (62.9,),
-    },
+# (method, pretrained on, stream) -> percent by "what tested on": Han et al., NeurIPS 2020, tables 1 and 2;
+# InfoNCE's, and CoCLR's flow and K400 R@1, belong to the released weights
+TESTS = ("linear ucf101", "linear hmdb51", "finetune ucf101", "finetune hmdb51")
+PAPER_TOP1 = {  # of TESTS
+    ("InfoNCE", "ucf101", "rgb"): (46.8,),
+    ("InfoNCE", "ucf101", "flow"): (66.8,),
+    ("CoCLR", "ucf101", "rgb"): (70.2, 39.1, 81.4, 52.1),
+    ("CoCLR", "ucf101", "rgb+flow"): (72.1, 40.2, 87.3, 58.7),
+    ("CoCLR", "k400", "rgb"): (74.5, 46.1, 87.9, 54.6),
+    ("CoCLR", "k400", "flow"): (None, None, 85.27),
+    ("CoCLR", "k400", "rgb+flow"): (77.8, 52.4, 90.6, 62.9),
 }
-ORDER = {
-    "what": ("linear", "feature probe", "finetune", "retrieval"),
-    "method": ("random", "InfoNCE", "CoCLR", "UberNCE"),
-    "stream": ("rgb", "flow", "rgb+flow"),
+PAPER_RECALL = {  # R@1, 5, 10, 20
+    ("InfoNCE", "ucf101", "rgb", "ucf101"): (33.1,),
+    ("InfoNCE", "ucf101", "flow", "ucf101"): (45.2,),
+    ("CoCLR", "ucf101", "rgb", "ucf101"): (53.3, 69.4, 76.6, 82.0),
+    ("CoCLR", "ucf101", "rgb", "hmdb51"): (23.2, 43.2, 53.5, 65.5),
+    ("CoCLR", "ucf101", "flow", "ucf101"): (48.4,),
+    ("CoCLR", "ucf101", "rgb+flow", "ucf101"): (55.9, 70.8, 76.9, 82.5),
+    ("CoCLR", "ucf101", "rgb+flow", "hmdb51"): (26.1, 45.8, 57.9, 69.7),
+    ("CoCLR", "k400", "rgb", "ucf101"): (45.6,),
+    ("CoCLR", "k400", "flow", "ucf101"): (44.4,),
 }
+ORDER = (  # of rows, by the words in their columns
+    *("linear", "feature probe", "finetune", "retrieval"),
+    *("nothing", "random", "InfoNCE", "CoCLR", "UberNCE"),
+    *("rgb", "flow", "rgb+flow"),
+)
 
 
 class Subject(NamedTuple):
@@ -77,20 +61,13 @@ class Subject(NamedTuple):
     split: str
     checkpoint: str
 
-    def rank(self) -> tuple:
+    def rank(self) -> list[tuple[int, str]]:
         """Sorts rows: by evaluation and data, then from random weights to supervision, one stream to two."""
-        words = {"what": self.what.split(",")[0], "method": self.method.split(",")[0], "stream": self.stream}
-        ranks = {
-            column: order.index(words[column]) if words[column] in order else len(order)
-            for column, order in ORDER.items()
-        }
-        trained = self.pretrained_on != "nothing"
-        evaluation = (ranks["what"], self.what, self.tested_on)
-        network = (trained, self.pretrained_on, ranks["method"], self.method, ranks["stream"], self.stream)
-        return *evaluation, *network, self.split, self.checkpoint
-
-
-HEADER = tuple(column.replace("_", " ") for column in Subject._fields)
+        evaluation = (self.what, self.tested_on)
+        network = (self.pretrained_on, self.method, self.stream)
+        ranks = {word: rank for rank, word in enumerate(ORDER)}
+        columns = (*evaluation, *network, self.split, self.checkpoint)
+        return [(ranks.get(column.split(",")[0], len(ORDER)), column) for column in columns]
 
 
 @dataclass(frozen=True)
@@ -101,21 +78,12 @@ class Cell:
     videos: int | None
     paper: float | None
 
-    @property
-    def ours(self) -> str:
-        mean = f"{statistics.fmean(self.values):.1f}"
-        error = standard_error(self.values, self.videos)
-        if error is None:
-            return mean
-        count = f" (n={len(self.values)})" if len(self.values) > 1 else ""
-        return f"{mean} ± {error:.1f}{count}"
-
-    @property
-    def difference(self) -> str:
-        return "" if self.paper is None else f"{statistics.fmean(self.values) - self.paper:+.1f}"
-
     def __str__(self) -> str:
-        return self.ours if self.paper is None else f"{self.ours} (paper {self.paper:.1f}, {self.difference})"
+        mean, error = statistics.fmean(self.values), standard_error(self.values, self.videos)
+        text = f"{mean:.1f}"
+        text += "" if error is None else f" ± {error:.1f}"
+        text += f" (n={len(self.values)})" if len(self.values) > 1 else ""
+        return text if self.paper is None else f"{text} (paper {self.paper:.1f}, {mean - self.paper:+.1f})"
 
 
 Table = dict[Subject, dict[str, Cell]]
@@ -133,15 +101,10 @@ def standard_error(values: Sequence[float], videos: int | None) -> float | None:
 def make_parser() -> Parser:
     parser = Parser(__doc__, "[RESULTS]")
     parser.add_argument("results", nargs="?", default="results.jsonl", help="records of evaluations")
-    parser.add_argument("--out", default="results", metavar="STEM", help="writes STEM.md and STEM.csv")
-    parser.add_argument(
-        "--mean",
-        action="store_true",
-        help="mean and standard error over checkpoints and splits instead of a row for each",
-    )
-    parser.add_argument(
-        "--chart", metavar="FILE.png", help="draw R@1 of each stage and stream, with its standard error"
-    )
+    parser.add_argument("--out", default="results.md", metavar="FILE.md", help="where the table goes")
+    meaning = "means and standard errors over checkpoints and splits instead of a row for each"
+    parser.add_argument("--mean", action="store_true", help=meaning)
+    parser.add_argument("--chart", metavar="FILE.png", help="draw R@1 of each stage and stream")
     return parser
 
 
@@ -168,15 +131,17 @@ def subject_of(record: dict[str, Any], mean: bool) -> Subject:
     )
 
 
-def paper_numbers(record: dict[str, Any]) -> dict[str, float]:
+def paper_numbers(record: dict[str, Any]) -> dict[str, float | None]:
     """The paper's numbers for the like of a record; they are of two cycles."""
     origin = record.get("origin") or {}
     if origin.get("cycle", 2) != 2:
         return {}
-    published = PAPER.get((origin.get("method"), origin.get("pretrained_on"), record.get("stream")), {})
-    values = published.get(f"{record['what']} {record.get('dataset')}", ())
-    names = NUMBERS["Retrieval" if record["what"] == "retrieval" else "Classification"]
-    return dict(zip(names, values, strict=False))
+    network = (origin.get("method"), origin.get("pretrained_on"), record.get("stream"))
+    if record["what"] == "retrieval":
+        recalls = PAPER_RECALL.get((*network, record.get("dataset")), ())
+        return dict(zip(NUMBERS["Retrieval"], recalls, strict=False))
+    top1 = dict(zip(TESTS, PAPER_TOP1.get(network, ()), strict=False))
+    return {"top1": top1.get(f"{record['what']} {record.get('dataset')}")}
 
 
 def table(records: list[dict[str, Any]], mean: bool) -> Table:
@@ -186,9 +151,8 @@ def table(records: list[dict[str, Any]], mean: bool) -> Table:
         cells = found.setdefault(subject_of(record, mean), {})
         paper = paper_numbers(record)
         for number, value in record["numbers"].items():
-            if isinstance(value, int | float):
-                cell = cells.setdefault(number, Cell([], record.get("videos"), paper.get(number)))
-                cell.values.append(value)
+            cell = cells.setdefault(number, Cell([], record.get("videos"), paper.get(number)))
+            cell.values.append(value)
     return {subject: found[subject] for subject in sorted(found, key=Subject.rank)}
 
 
@@ -200,14 +164,12 @@ def chart(found: Table) -> bytes:
             stage = subject.method.replace(", ", "\n")
             if subject.pretrained_on not in (subject.tested_on, "nothing"):
                 stage += f"\n({subject.pretrained_on})"
-            panel = panels.setdefault(f"retrieval on {subject.tested_on}", {})
-            bars = panel.setdefault(stage, {})
-            values = [*bars.get(subject.stream, ([], None))[0], *cells["R@1"].values]
+            bars = panels.setdefault(f"retrieval on {subject.tested_on}", {}).setdefault(stage, {})
+            earlier, _ = bars.get(subject.stream, ([], None))
+            values = earlier + cells["R@1"].values
             bars[subject.stream] = (values, standard_error(values, cells["R@1"].videos))
     if not panels:
-        raise UserError(
-            "--chart shows R@1, but the records hold no retrieval; run main_classifier.py --retrieval"
-        )
+        raise UserError("--chart shows R@1, but the records hold no retrieval; run --retrieval first")
     return stage_chart(panels, "R@1 (%)")
 
 
@@ -215,30 +177,15 @@ def as_markdown(found: Table) -> str:
     """A table of classification and one of retrieval."""
     parts = ["±: standard error, of one test by its number of videos, of n tests by how they differ\n"]
     for title, numbers in NUMBERS.items():
-        lines = [
-            (*subject, *(str(cells.get(number, "-")) for number in numbers))
+        header = [*(column.replace("_", " ") for column in Subject._fields), *numbers]
+        rows = [
+            [*subject, *(str(cells.get(number, "-")) for number in numbers)]
             for subject, cells in found.items()
             if cells.keys() & set(numbers)
         ]
-        text = f"**{title}** (%)\n\n"
-        if lines:
-            header = (*HEADER, *numbers)
-            for line in (header, ["---"] * len(header), *lines):
-                text += "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n"
-        parts.append(text)
+        lines = [header, ["---"] * len(header), *rows] if rows else []
+        parts.append(f"**{title}** (%)\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines))
     return "\n".join(parts)
-
-
-def as_csv(found: Table) -> str:
-    """A line per number."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*HEADER, "number", "ours", "paper", "difference"])
-    for subject, cells in found.items():
-        for number, cell in cells.items():
-            paper = "" if cell.paper is None else cell.paper
-            writer.writerow([*subject, number, cell.ours, paper, cell.difference])
-    return text.getvalue()
 
 
 @one_line_errors
@@ -248,7 +195,7 @@ def main(argv: list[str] | None = None) -> None:
     found = table(read_records(args.results), args.mean)
     markdown = as_markdown(found)
     sys.stdout.write(markdown)
-    files = {f"{args.out}.md": markdown, f"{args.out}.csv": as_csv(found)}
+    files = {args.out: markdown}
     if args.chart:
         files[args.chart] = chart(found)
     for path, content in files.items():

@@ -1,7 +1,7 @@
 """Nearest-neighbour retrieval: R@k on saved features, and pictures of what was found."""
 
-import argparse
 import logging
+from argparse import Namespace
 
 import torch
 from torch import Tensor
@@ -10,9 +10,9 @@ import eval  # noqa: F401  # first: see eval/eval.py
 from dataset.options import add_database_options
 from dataset.registry import Videos
 from dataset.splits import class_of
-from eval.features import PARTS, Features, add_feature_options, find_folder, load_features
+from eval.features import PARTS, Features, add_feature_options, open_features
 from eval.metrics import retrieve
-from eval.pictures import Clip, gallery, recall_curve
+from eval.pictures import Clip, clips_of, gallery, recall_curve
 from eval.predict import read_videos
 from eval.records import write_file
 from utils.errors import UserError, one_line_errors
@@ -26,11 +26,7 @@ log = logging.getLogger("coclr")
 def make_parser() -> Parser:
     parser = Parser(__doc__, "--test DIR|CKPT")
     add_feature_options(parser)
-    parser.add_argument(
-        "--gallery",
-        metavar="FILE",
-        help="write queries and their nearest training clips as .html (moving, self-contained) or .png",
-    )
+    parser.add_argument("--gallery", metavar="FILE.html", help="show queries and the training clips nearest")
     parser.add_argument("--curve", metavar="FILE.png", help="draw R@k over k")
     parser.add_argument("--queries", type=positive_int, default=12, help="queries shown, evenly over classes")
     parser.add_argument("--neighbours", type=positive_int, default=5, help="training clips shown per query")
@@ -40,28 +36,21 @@ def make_parser() -> Parser:
     return parser
 
 
-def clips_of(videos: Videos, features: Features) -> list[Clip]:
-    """The clip of each row of ``features``, to be shown; UserError where its name or frames are missing."""
+def clips_of_rows(videos: Videos, features: Features) -> list[Clip]:
+    """The clip of each row of ``features``, under its class; UserError where name or frames are missing."""
     if features.names is None:
         raise UserError("these features come without names, so no pictures; make them anew by --retrieval")
-    ((stream, store),) = videos.stores.items()
-    clips = {
-        name: Clip(store, position, frames, class_of(name))
-        for name, position, frames in zip(
-            videos.names, videos.positions[stream].tolist(), videos.frames.tolist(), strict=True
-        )
-    }
+    clips = clips_of(videos)
     missing = sorted(set(features.names) - clips.keys())
     if missing:
+        (store,) = videos.stores.values()
         raise UserError(f"{store.path} lacks the video {missing[0]} of the features; check --data_root")
-    return [clips[name] for name in features.names]
+    return [clips[name]._replace(caption=class_of(name)) for name in features.names]
 
 
-def gallery_rows(
-    args: argparse.Namespace, train: Features, test: Features, neighbours: Tensor
-) -> list[list[Clip]]:
+def gallery_rows(args: Namespace, train: Features, test: Features, neighbours: Tensor) -> list[list[Clip]]:
     """--queries test clips, evenly over the classes, each with its nearest training clips."""
-    train_clips, test_clips = map(clips_of, read_videos(args, *PARTS), (train, test))
+    train_clips, test_clips = map(clips_of_rows, read_videos(args, *PARTS), (train, test))
     evenly = torch.linspace(0, len(test.labels) - 1, min(args.queries, len(test.labels))).long()
     rows = []
     for query in test.labels.argsort(stable=True)[evenly].tolist():
@@ -77,17 +66,15 @@ def gallery_rows(
 def main(argv: list[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
     start_logging(is_main=True)
-    folder = find_folder(args.test, args.dirname, args.dataset)
-    train, test = (load_features(folder, args.dataset, part) for part in PARTS)
+    folder, train, test = open_features(args)
     numbers, neighbours, curve = retrieve([train], [test])
     counts = f"{len(test.labels)} queries in {len(train.labels)} training videos"
     log.info("%s, %s: %s", folder, counts, as_text(numbers))
     if args.curve:
-        write_file(args.curve, recall_curve({args.dataset: curve}))
+        write_file(args.curve, recall_curve(args.dataset, curve))
         log.info("wrote %s", args.curve)
     if args.gallery:
-        rows = gallery_rows(args, train, test, neighbours)
-        write_file(args.gallery, gallery(rows, args.gallery.endswith(".png")))
+        write_file(args.gallery, gallery(gallery_rows(args, train, test, neighbours)))
         log.info("wrote %s", args.gallery)
 
 

@@ -15,13 +15,14 @@ if [ ! -e "$root/$name/prepared.json" ]; then
     [ -e "$footage/classInd.txt" ] || "$PYTHON" -m dataset.synthetic --out "$footage"
     "$PYTHON" -m dataset.prepare "$name" --videos "$footage" --out "$root/$name" --flow "$5"
 fi
-export NCE_EPOCHS=$nce_epochs NCE_SCHEDULE=$((nce_epochs * 5 / 6)) OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} AT_ONCE=2
-export COCLR_EPOCHS=$coclr_epochs COCLR_SCHEDULE=$((coclr_epochs * 5 / 6)) CYCLES=1 BASELINES=$6 PROBE=features
-# for some hundred steps, see README: "A small trial learns nothing"
-export NET=s3d_quarter PRETRAIN="--moco-k 128 --moco-m 0.95 --lr 3e-4 --bn_bias 1 --save_freq 10"
-export COTRAIN="--moco-k 256 --hide_self 0" TRAIN_FLOW="--lr 5e-5"
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 for seed in $seeds; do
-    SEED=$seed bash scripts/reproduce.sh "$name" 1 --data_root "$root" --seq_len 8 --ds 2 --img_dim 32 \
-        --channels_last -j 1
+    # network and options of pretraining: for some hundred steps, see README: "A small trial learns nothing"
+    bash scripts/reproduce.sh "$name" 1 --data_root "$root" --seq_len 8 --ds 2 --img_dim 32 --channels_last -j 1 \
+        --seed "$seed" --net s3d_quarter --cycles 1 --baselines "$6" --probe features --at_once 2 \
+        --nce_epochs "$nce_epochs" --nce_schedule "$((nce_epochs * 5 / 6))" \
+        --coclr_epochs "$coclr_epochs" --coclr_schedule "$((coclr_epochs * 5 / 6))" \
+        --pretrain "--moco-k 128 --moco-m 0.95 --lr 3e-4 --bn_bias 1 --save_freq 10" \
+        --cotrain "--moco-k 256 --hide_self 0" --train_flow "--lr 5e-5"
 done
 echo "table: results.md; chart: results.png; what was retrieved: gallery-$name.html, recall-$name.png"

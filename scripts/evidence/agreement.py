@@ -1,14 +1,15 @@
 """How much of a clip gets through a network: do two augmented views of a video agree before it is trained?
 
-    python -m scripts.evidence.agreement --dataset synthetic-f-2clip --seq_len 8 --ds 2 --img_dim 32 \
-        --bn_bias 0 1 2
+    python -m scripts.evidence.agreement --dataset synthetic-f-2clip --bn_bias 0 1 2
 
-For every --bn_bias and seed a fresh network embeds the two views of 256 training videos, as pretraining
-draws them, in training mode. Printed are means and standard deviations over seeds: the correlation of
-the two embeddings of a video (1: the views agree; 0: they have no more in common than those of two
-videos), and the share of the five nearest embeddings that are of the video's class. Labels serve this
+For every --bn_bias and seed a fresh S3D embeds the two views of 256 training videos, as pretraining draws
+them, in training mode, 32 at a time in two groups. Printed are means and standard deviations over seeds: the
+correlation of the two embeddings of a video (1: the views agree; 0: they have no more in common than those of
+two videos), and the share of the five nearest embeddings that are of the video's class. Labels serve this
 table alone, and no test video is read.
 """
+
+import statistics
 
 import torch
 import torch.nn.functional as F
@@ -21,25 +22,11 @@ from dataset.registry import open_videos
 from model.pretrain import embed, projection_encoder, set_batch_norm_bias
 from model.split_batch_norm import split_batch_norm
 from utils.errors import one_line_errors
-from utils.options import Parser, positive_int
+from utils.options import Parser
 
-VIDEOS = 256
+VIDEOS, BATCH = 256, 32
+FRAMES, STRIDE, SIDE = 8, 2, 32  # of the clips
 CPU = torch.device("cpu")
-
-
-def make_parser() -> Parser:
-    parser = Parser(__doc__.split("\n")[0])
-    parser.add_argument("--dataset", default="synthetic-f-2clip", help="dataset of one stream")
-    parser.add_argument("--data_root", help="folder of the datasets; $COCLR_DATA or ./data if not given")
-    parser.add_argument("--net", default="s3d", help="backbone")
-    parser.add_argument("--seq_len", type=positive_int, default=8, help="frames per clip")
-    parser.add_argument("--ds", type=positive_int, default=2, help="stride between the frames of a clip")
-    parser.add_argument("--img_dim", type=positive_int, default=32, help="side of the frames in pixels")
-    parser.add_argument("--batch_size", type=positive_int, default=32, help="videos per step")
-    parser.add_argument("--bn_splits", type=positive_int, default=2, help="groups that batch norm sees")
-    parser.add_argument("--bn_bias", type=float, nargs="+", default=[0, 1, 2], help="biases to compare")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of weights and draws")
-    return parser
 
 
 def agreement(first: Tensor, second: Tensor) -> float:
@@ -55,10 +42,10 @@ def neighbour_precision(first: Tensor, second: Tensor, labels: Tensor) -> float:
     return (labels[nearest] == labels[:, None]).float().mean().item()
 
 
-def embeddings(encoder: nn.Module, dataset: ClipDataset, batch_size: int) -> tuple[Tensor, Tensor, Tensor]:
+def embeddings(encoder: nn.Module, dataset: ClipDataset) -> tuple[Tensor, Tensor, Tensor]:
     """Embeddings of the two views of the first videos of an epoch, [N, C] each, and their labels [N]."""
     rows, labels = [], []
-    for batch in make_loader(dataset, batch_size, 0, 0, 1, CPU):
+    for batch in make_loader(dataset, BATCH, 0, 0, 1, CPU):
         draws = {name: draw.flatten(0, 1) for name, draw in batch["draws"].items()}
         clips = augment(batch["clips"].flatten(0, 2), draws, channels_last=True).unflatten(0, (-1, 2))
         rows.append(torch.stack([embed(encoder, clips[:, view]) for view in range(2)]))
@@ -70,26 +57,31 @@ def embeddings(encoder: nn.Module, dataset: ClipDataset, batch_size: int) -> tup
 
 
 def mean_and_spread(values: list[float]) -> str:
-    spread = f" ± {torch.tensor(values).std().item():.3f}" if len(values) > 1 else ""
-    return f"{torch.tensor(values).mean().item():.3f}{spread}"
+    spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.3f}{spread}"
 
 
 @one_line_errors
 def main(argv: list[str] | None = None) -> None:
-    args = make_parser().parse_args(argv)
+    parser = Parser(__doc__.split("\n")[0])
+    parser.add_argument("--dataset", default="synthetic-f-2clip", help="dataset of one stream")
+    parser.add_argument("--data_root", help="folder of the datasets; $COCLR_DATA or ./data if not given")
+    parser.add_argument("--bn_bias", type=float, nargs="+", default=[0, 1, 2], help="biases to compare")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of weights and draws")
+    args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    videos = open_videos(args.dataset, "train", args.seq_len, args.ds, args.data_root)
+    videos = open_videos(args.dataset, "train", FRAMES, STRIDE, args.data_root)
     print("| initial bias | agreement of two views | 5 nearest of the same class |\n|---|---|---|")
     for bias in args.bn_bias:
         agreements, precisions = [], []
         for seed in args.seeds:
             torch.manual_seed(seed)
-            encoder = projection_encoder(args.net, dim=128)
+            encoder = projection_encoder("s3d", dim=128)
             set_batch_norm_bias(encoder, bias)
-            split_batch_norm(encoder, args.bn_splits).to(memory_format=torch.channels_last_3d)
-            dataset = ClipDataset(videos, args.seq_len, args.ds, args.img_dim, seed)
+            split_batch_norm(encoder, 2).to(memory_format=torch.channels_last_3d)
+            dataset = ClipDataset(videos, FRAMES, STRIDE, SIDE, seed)
             with torch.no_grad():
-                first, second, labels = embeddings(encoder, dataset, args.batch_size)
+                first, second, labels = embeddings(encoder, dataset)
             agreements.append(agreement(first, second))
             precisions.append(neighbour_precision(first, second, labels))
         print(f"| {bias:g} | {mean_and_spread(agreements)} | {mean_and_spread(precisions)} |", flush=True)

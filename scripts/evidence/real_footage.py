@@ -8,38 +8,27 @@ telling the sets apart is no merit. Stopped at any point, the same command goes 
 the current folder; results.md is the table.
 """
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 from dataset.catalogue import STREAMS
-from eval.features import PARTS, Features, load_features, read_provenance, save_features
-from eval.merge_2stream_prob import select
+from dataset.preparation import prepare
+from eval import feature_linear_probe, merge_2stream_prob, report
+from eval.features import PARTS, load_features, read_provenance, save_features
 from eval.metrics import retrieve
 from eval.records import append_record
+from scripts import reproduce
 from utils.errors import UserError, one_line_errors
 from utils.options import Parser
 
-ROOT = Path(__file__).resolve().parents[2]
 NAME = "real"
 FEATURES = f"feature-{NAME}"
 # TV-L1 at a quarter of the paper's size and half the rate of frames; its bound is 20 pixels at full size
 PREPARE = "--short_side 64 --fps 12.5 --bound 12".split()
 CLIPS = "--seq_len 8 --ds 1 --img_dim 32 --channels_last -j 1".split()
-RECIPE = {
-    "NET": "s3d_quarter",
-    "NCE_EPOCHS": "40",
-    "NCE_SCHEDULE": "33",
-    "COCLR_EPOCHS": "20",
-    "COCLR_SCHEDULE": "16",
-    "CYCLES": "1",
-    "BASELINES": "all",
-    "PROBE": "features",
-    "PRETRAIN": "--moco-k 128 --moco-m 0.95 --lr 3e-4 --bn_bias 1 --save_freq 10",
-    "COTRAIN": "--moco-k 256 --hide_self 0",
-    "TRAIN_FLOW": "--lr 5e-5",
-}
+RECIPE = "--net s3d_quarter --nce_epochs 40 --nce_schedule 33 --coclr_epochs 20 --coclr_schedule 16".split()
+RECIPE += "--cycles 1 --baselines all --probe features".split()
+RECIPE += ["--pretrain", "--moco-k 128 --moco-m 0.95 --lr 3e-4 --bn_bias 1 --save_freq 10"]
+RECIPE += ["--cotrain", "--moco-k 256 --hide_self 0", "--train_flow", "--lr 5e-5"]
 
 
 def link_videos(folder: Path, sets: list[str], out: Path) -> None:
@@ -63,38 +52,25 @@ def link_videos(folder: Path, sets: list[str], out: Path) -> None:
         (out / file).write_text("".join(f"{line}\n" for line in lines))
 
 
-def run(*words: str, **environment: str) -> None:
-    """Run ``python WORDS`` of this project; ends with its status if it fails."""
-    paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    status = subprocess.run(
-        [sys.executable, *words], env=os.environ | environment | {"PYTHONPATH": paths}
-    ).returncode
-    if status:
-        sys.exit(status)
-
-
-def keep_set(features: Features, name: str) -> Features:
-    """The features of the videos of one set."""
-    return select(features, [video for video in features.names if video.startswith(f"{name}-")])
-
-
 def evaluate_within(folder: Path, ending: str, name: str) -> None:
     """Retrieval and linear probe of the features in ``folder`` among the videos of one set."""
-    parts = {part: keep_set(load_features(folder, NAME + ending, part), name) for part in PARTS}
+    parts = {}
+    for part in PARTS:
+        features = load_features(folder, NAME + ending, part)
+        parts[part] = features.select([video for video in features.names if video.startswith(f"{name}-")])
     provenance = read_provenance(folder, NAME + ending) | {"dataset": name}
     save_features(folder, name + ending, parts, provenance)
     numbers, _, _ = retrieve([parts["train"]], [parts["test"]])
     append_record("results.jsonl", "retrieval", provenance, videos=len(parts["test"].labels), numbers=numbers)
-    probe = ("--dataset", name + ending, "--test", str(folder))
-    run(str(ROOT / "eval/feature_linear_probe.py"), *probe, "--final_bn", "--wd", "1e-3")
+    feature_linear_probe.main(["--dataset", name + ending, "--test", str(folder), "--final_bn"])
 
 
 def both_streams(seed: int, name: str) -> None:
     """Retrieval by both networks of the last cycle among the videos of one set."""
     pattern = f"log-pretrain/seed{seed}_Cycle1-{{}}Mining_*/model/{FEATURES}"
     folders = [next(Path().glob(pattern.format(miner))) for miner in ("Flow", "RGB")]  # RGB's, flow's
-    merge = ("--mode", "s", "--prob1", str(folders[0]), "--prob2", str(folders[1]), "--dataset", name)
-    run(str(ROOT / "eval/merge_2stream_prob.py"), *merge)
+    merge = ["--mode", "s", "--prob1", str(folders[0]), "--prob2", str(folders[1]), "--dataset", name]
+    merge_2stream_prob.main(merge)
 
 
 @one_line_errors
@@ -106,9 +82,9 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     footage, data = Path("data") / f"{NAME}-videos", Path("data") / NAME
     link_videos(args.folder, args.sets, footage)
-    run("-m", "dataset.prepare", NAME, "--videos", str(footage), "--out", str(data), *PREPARE)
+    prepare.main([NAME, "--videos", str(footage), "--out", str(data), *PREPARE])
     for seed in args.seeds:
-        run(str(ROOT / "scripts/reproduce.py"), NAME, "1", *CLIPS, SEED=str(seed), **RECIPE)
+        reproduce.main([NAME, "1", *CLIPS, "--seed", str(seed), *RECIPE])
         folders = [
             folder
             for runs in (f"seed{seed}_*", f"random_*_seed{seed}")
@@ -120,7 +96,7 @@ def main(argv: list[str] | None = None) -> None:
                     if (folder / f"{NAME}{stream.ending}_test_feature.pth.tar").is_file():
                         evaluate_within(folder, stream.ending, name)
             both_streams(seed, name)
-    run(str(ROOT / "eval/report.py"), "--mean")
+    report.main(["--mean"])
 
 
 if __name__ == "__main__":

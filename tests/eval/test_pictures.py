@@ -50,13 +50,13 @@ def test_confusion_picture_is_dark_where_counts_are(classes):
     assert dark(right) / dark(np.eye(classes, dtype=int)) == pytest.approx((classes // 2) / classes, abs=0.02)
 
 
-BLUE, ORANGE, GREEN = (31, 119, 180), (255, 127, 14), (44, 160, 44)
+BLUE, ORANGE = (31, 119, 180), (255, 127, 14)
 
 
-def test_recall_curve_draws_each_curve():
-    image = image_of(recall_curve({"rgb": [10, 50, 90], "flow": [20, 30, 40]}))
-    assert min(pixels_of(image, BLUE), pixels_of(image, ORANGE)) > 300
-    assert pixels_of(image, GREEN) == 0
+def test_recall_curve_is_drawn():
+    image = image_of(recall_curve("rgb", [10, 50, 90]))
+    assert pixels_of(image, BLUE) > 300
+    assert pixels_of(image, ORANGE) == 0
 
 
 def test_stage_chart_draws_bars_as_high_as_the_means():
@@ -83,7 +83,7 @@ def test_gallery_is_one_file_that_frames_right_and_wrong(tmp_path):
     clips = [Clip(store, position, 12, f"caption {i}") for i, position in enumerate(positions)]
     borders = ("query", "right", "wrong", "right")
     rows = [[clips[i % 3]._replace(border=border) for i, border in enumerate(borders)]]
-    page = gallery(rows, still=False).decode()
+    page = gallery(rows)
     assert re.findall(r'figure class="(\w+)"', page) == list(borders)
     assert re.findall(r">(caption \d)<", page) == ["caption 0", "caption 1", "caption 2", "caption 0"]
     assert f'title="{videos.names[0]}"' in page
@@ -94,23 +94,19 @@ def test_gallery_is_one_file_that_frames_right_and_wrong(tmp_path):
         for data in re.findall(r"base64,([^)]+)\)", page)
     ]
     assert [strip.shape for strip in strips] == [(96, 8 * 96, 3)] * 4
-    image = image_of(gallery(rows, still=True))
-    right, wrong = pixels_of(image, (46, 139, 87)), pixels_of(image, (200, 60, 60))
-    assert wrong > 1000
-    assert right / wrong == pytest.approx(2, rel=0.2)  # two frames and one
 
 
 def test_gallery_without_labels_says_nothing_of_right_and_wrong(tmp_path):
     make_dataset(tmp_path / "tiny", per_class=4, frames=12, size=24)
     store = open_videos("tiny", "test", 2, 1, tmp_path).stores["rgb"]
     rows = [[Clip(store, 0, 12, "a", "query"), Clip(store, 1, 12, "b")], [Clip(store, 2, 5, "c", "query")]]
-    page = gallery(rows, still=False).decode()
+    page = gallery(rows)
     assert re.findall(r'figure class="(\w+)"', page) == ["query", "unknown", "query"]
     assert "same class" not in page
-    assert pixels_of(image_of(gallery(rows, still=True)), (153, 153, 153)) > 1000
 
 
 def test_video_that_cannot_be_read_is_shown_grey(tmp_path):
     write_database(tmp_path / "rgb.lmdb", {"A/a": [b"no JPEG"] * 3})
-    (image,) = moments(Clip(VideoStore(tmp_path / "rgb.lmdb"), 0, 3, "a"), 1)
-    assert (image == 128).all()
+    images = moments(Clip(VideoStore(tmp_path / "rgb.lmdb"), 0, 3, "a"))
+    assert len(images) == 8
+    assert all((image == 128).all() for image in images)

@@ -115,7 +115,7 @@ def test_threads_work_at_once_and_results_keep_their_order(threads):
         together.wait()  # passes only when as many are here
         return value * value
 
-    assert list(in_threads(square, range(12), threads)) == [(value, value * value) for value in range(12)]
+    assert list(in_threads(square, range(12), threads)) == [value * value for value in range(12)]
     assert torch.get_num_threads() == before
 
 
@@ -149,6 +149,15 @@ def test_a_row_for_each_window(root, monkeypatch):
     second = videos.subset(np.array([1]))
     alone, _ = predict(classify, CLASSES, second, options(1), CPU, per_window=True)
     torch.testing.assert_close(alone["center"], rows[1], atol=1e-6, rtol=0)
+
+
+def test_middle_window_alone(root):
+    videos = open_tiny(root)
+    windows, _ = predict(classify, CLASSES, videos, options(5), CPU, per_window=True)
+    rows = windows["center"].split([len(windows_of(int(frames), 8, 1)) for frames in videos.frames])
+    middle, _ = predict(classify, CLASSES, videos, options(5), CPU, "middle")
+    for mean, own in zip(middle["center"], rows, strict=True):
+        torch.testing.assert_close(mean, own[len(own) // 2], atol=1e-6, rtol=0)
 
 
 def test_windows_of_a_video_with_an_unreadable_part_are_all_left_out(root, tmp_path, monkeypatch):

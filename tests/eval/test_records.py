@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from eval.records import append_record, check_folder, check_results, read_records
+from eval.records import append_record, check_folder, read_records
 from utils.errors import UserError
 
 
@@ -63,18 +63,12 @@ def test_waits_for_another_that_is_writing(tmp_path):
 
 def test_places_are_tried_and_nothing_is_left_there(tmp_path):
     (tmp_path / "a file").write_text("text")
-    (tmp_path / "results.jsonl").write_text("{}\n")
     before = sorted(tmp_path.rglob("*"))
     check_folder(tmp_path / "missing/folder", "--out_dir")
-    check_results(tmp_path / "missing/results.jsonl")
-    check_results(tmp_path / "results.jsonl")
     for check, named in (
         (lambda: check_folder(tmp_path / "a file", "--out_dir"), "a file: Not a directory; .*--out_dir"),
         (lambda: check_folder(tmp_path / "a file/b", "--out_dir"), "a file: Not a directory; .*--out_dir"),
-        (lambda: check_results(tmp_path / "a file/b"), "a file: Not a directory; .*--results"),
-        (lambda: check_results(tmp_path), "Is a directory; .*--results"),
     ):
         with pytest.raises(UserError, match=named):
             check()
     assert sorted(tmp_path.rglob("*")) == before
-    assert (tmp_path / "results.jsonl").read_text() == "{}\n"

@@ -8,35 +8,16 @@ from runs import run
 
 from scripts import reproduce
 
-RECORDED = {  # by file: the words after the script's name, the environment
-    "ucf101": ("ucf101", {}),
-    "k400": ("k400 8 --data_root /data --rgb_lmdb a.lmdb --workers 4", {"SEED": "3", "BASELINES": "1"}),
-    "mine": (
-        "mine 1 --seq_len 8",
-        {
-            "BASELINES": "all",
-            "CYCLES": "1",
-            "PROBE": "features",
-            "NCE_EPOCHS": "8",
-            "NCE_SCHEDULE": "6",
-            "COCLR_EPOCHS": "6",
-            "COCLR_SCHEDULE": "4 5",
-            "PRETRAIN": "--moco-k 64 --lr 4e-4",
-            "COTRAIN": "--hide_self 0",
-            "EVALUATE": "--ten_crop",
-            "EVAL": "ucf101 mine",
-        },
-    ),
+RECORDED = {  # options by file
+    "ucf101": "ucf101",
+    "k400": "k400 8 --data_root /data --rgb_lmdb a.lmdb --workers 4 --seed 3 --baselines all",
+    "mine": "mine 1 --seq_len 8 --baselines all --cycles 1 --probe features --nce_epochs 8 --nce_schedule=6 "
+    "--coclr_epochs 6 --coclr_schedule='4 5' --pretrain '--moco-k 64 --lr 4e-4' --cotrain '--hide_self 0' "
+    "--eval='ucf101 mine'",
 }
 TINY = ["tiny", "1", "--nce_epochs", "1", "--coclr_epochs", "1", "--nce_schedule=", "--coclr_schedule="]
 TINY += ["--pretrain", "--moco-k 4 --moco-dim 16", "--cotrain", "--topk 1"]
 TINY += ["--net", "s3d_quarter", "--seq_len", "8", "--img_dim", "32", "-j", "0", "--batch_size", "4"]
-
-
-@pytest.fixture(autouse=True)
-def no_settings(monkeypatch):
-    for name in reproduce.SETTINGS:
-        monkeypatch.delenv(name.upper(), raising=False)
 
 
 @pytest.fixture
@@ -62,27 +43,25 @@ def lines(text: str) -> list[list[str]]:
     return [shlex.split(line) for line in text.splitlines()]
 
 
+def printed(words: list[str], capsys) -> str:
+    """What a dry run prints."""
+    reproduce.main([*words, "--dry-run"])
+    return capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", RECORDED)
 def test_dry_run_prints_the_recorded_commands(name, cwd, monkeypatch, capsys):
-    words, settings = RECORDED[name]
     monkeypatch.chdir(cwd)
     recorded = Path(__file__).parent / "reproduce" / f"{name}.txt"
-    expected = lines(recorded.read_text())
-    options = [f"--{setting.lower()}={value}" for setting, value in settings.items()]
-    reproduce.main([*words.split(), *options, "--dry-run"])
-    assert lines(capsys.readouterr().out) == expected
-    for setting, value in settings.items():
-        monkeypatch.setenv(setting, value)
-    reproduce.main([*words.split(), "--dry-run"])
-    assert lines(capsys.readouterr().out) == expected
+    assert lines(printed(shlex.split(RECORDED[name]), capsys)) == lines(recorded.read_text())
 
 
 def test_baselines_may_be_random_weights_alone(cwd, monkeypatch, capsys):
     monkeypatch.chdir(cwd)
-    reproduce.main(["ucf101", "--baselines", "random", "--dry_run"])
-    shown = capsys.readouterr().out
+    shown = printed(["ucf101", "--baselines", "random"], capsys)
     assert shown.count("--test random") == 2
-    assert "training 6 of 6" in shown
+    assert shown.count("main_nce.py") == 2
+    assert shown.count("main_coclr.py") == 4
     assert "ubernce" not in shown
 
 
@@ -99,10 +78,13 @@ def test_everything_from_pretraining_to_the_table_and_what_is_done_is_skipped(co
     commands.clear()
     (last,) = Path().glob("log-pretrain/seed2_Cycle1-RGBMining_*/model")
     (last / "epoch0.pth.tar").unlink()
-    (last / "feature-tiny" / ".done-f").unlink()
+    (last / "feature-tiny" / "tiny-f_recall.png").unlink()
     reproduce.main(recipe)
-    done_again = ["main_coclr.py", "main_classifier.py", "eval/retrieval.py", "eval/report.py"]
-    assert [command.split()[0] for command in commands] == done_again
+    done_again = [command.split()[0] for command in commands]
+    assert done_again.count("main_coclr.py") == done_again.count("main_classifier.py") == 1
+    quick = ["eval/feature_linear_probe.py"] * 4 + ["eval/merge_2stream_prob.py"]
+    quick += ["eval/retrieval.py", "eval/report.py"]
+    assert sorted(done_again) == sorted(["main_coclr.py", "main_classifier.py", *quick])
 
 
 @pytest.mark.parametrize(
@@ -142,12 +124,20 @@ def test_where_one_of_several_fails_the_others_are_ended():
 
 
 @pytest.mark.parametrize(("size", "lengths"), [(1, [1] * 8), (2, [2, 2, 1, 1, 1, 1]), (9, [4, 1, 1, 1, 1])])
-def test_trainings_that_need_no_other_are_run_at_once(size, lengths):
-    args, common = reproduce.parse_arguments(["mine", "--baselines", "all"])
-    trainings, _ = reproduce.list_trainings(args, common)
-    groups = reproduce.groups(trainings, size)
-    assert [len(group) for group in groups] == lengths
-    assert [training for group in groups for training in group.values()] == trainings
+def test_trainings_that_need_no_other_are_run_at_once(size, lengths, monkeypatch):
+    together = []
+    monkeypatch.setattr(reproduce.Recipe, "run", run_nothing(together))
+    args, common = reproduce.parse_arguments(["mine", "--baselines", "all", "--at_once", str(size)])
+    reproduce.Recipe(args, common).pretrain()
+    assert list(map(len, together)) == lengths
+
+
+def run_nothing(together):
+    def run(self, *commands):
+        together.append(commands)
+        self.left |= {command.title: command.leaves for command in commands}
+
+    return run
 
 
 def test_several_runs_that_may_be_meant_are_refused(cwd, monkeypatch, capsys):
@@ -162,11 +152,13 @@ def test_several_runs_that_may_be_meant_are_refused(cwd, monkeypatch, capsys):
     assert "all match; move the runs you do not mean away" in capsys.readouterr().err
 
 
-def test_options_of_flow_come_last_in_each_training_of_flow_and_in_no_other():
+def test_options_of_flow_come_last_in_each_training_of_flow_and_in_no_other(cwd, monkeypatch, capsys):
+    monkeypatch.chdir(cwd)
     settings = ["--pretrain=--lr 2e-4", "--cotrain=--lr 1e-4", "--train_flow=--lr 5e-5"]
-    args, common = reproduce.parse_arguments(["mine", "--cycles", "1", *settings])
-    trainings, _ = reproduce.list_trainings(args, common)
-    rates = {training.title: training.command[-1] for training in trainings}
+    trainings = lines(printed(["mine", "--cycles", "1", *settings], capsys))[:8]
+    rates = {}
+    for (_, title), words in zip(trainings[::2], trainings[1::2], strict=True):
+        rates[title] = words[len(words) - words[::-1].index("--lr")]
     assert rates == {
         "InfoNCE-RGB": "2e-4",
         "InfoNCE-Flow": "5e-5",
