@@ -41,6 +41,15 @@ class Report:
     rescaled: int = 0  # frames of another size than the first, scaled to it
     pixel_aspect: Fraction = Fraction(1)  # width by height of a pixel, upright
 
+    def remarks(self) -> str:
+        """What is to be said of faults, if there were any."""
+        faults = {
+            "with faults that the decoder concealed": self.concealed,
+            "that cannot be decoded": self.lost,
+            "of another size than the first, scaled to it": self.rescaled,
+        }
+        return "; ".join(f"{count} frames {what}" for what, count in faults.items() if count)
+
 
 def decode_video(path: str, fps: float | None = None, report: Report | None = None) -> Iterator[np.ndarray]:
     """Frames that a video file shows: BGR, uint8 [H, W, 3], of the size of the first. Rows may be padded.

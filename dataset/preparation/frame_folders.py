@@ -10,7 +10,7 @@ import numpy as np
 
 from dataset.footage import IMAGE, Video
 from dataset.jpeg import decode, decode_whole, encode
-from dataset.store import BrokenVideo
+from dataset.source import BrokenVideo
 
 
 def frame_files(video: Video) -> dict[str, list[str]]:
@@ -20,25 +20,22 @@ def frame_files(video: Video) -> dict[str, list[str]]:
     its frame. The last frame has no flow; one that some tools repeat there is dropped.
     """
     found: dict[str, list[tuple[int, str]]] = defaultdict(list)
-    try:
-        names = os.listdir(video.path)
-    except OSError as error:
-        raise BrokenVideo(video.name, f"cannot read {video.path}: {error.strerror}") from error
-    for match in filter(None, map(IMAGE.match, names)):
+    for match in filter(None, map(IMAGE.match, os.listdir(video.path))):
         kind = (match["flow"] or "rgb").lower()
         found[kind].append((int(match["number"]), os.path.join(video.path, match.string)))
     first = min((number for files in found.values() for number, _ in files), default=0)
     for kind, files in found.items():
         _check_numbers(video, kind, sorted(files), first)
-    counts = {kind: len(files) for kind, files in found.items()}
-    if counts.get("flow_x") != counts.get("flow_y"):
-        raise BrokenVideo(video.name, f"flow_x and flow_y files in {video.path} do not pair up")
-    flows = counts["rgb"] - 1 if "rgb" in counts else None
-    for kind in counts.keys() - {"rgb"}:
-        if flows is not None and counts[kind] not in (flows, flows + 1):
-            raise BrokenVideo(video.name, f"{counts[kind]} {kind} files for {counts['rgb']} frames")
     paths = {kind: [path for _, path in sorted(files)] for kind, files in found.items()}
-    return {kind: files if kind == "rgb" else files[:flows] for kind, files in paths.items()}
+    if len(paths.get("flow_x", ())) != len(paths.get("flow_y", ())):
+        raise BrokenVideo(video.name, f"flow_x and flow_y files in {video.path} do not pair up")
+    if "rgb" in paths:
+        frames = len(paths["rgb"])
+        for kind in paths.keys() - {"rgb"}:
+            if len(paths[kind]) not in (frames - 1, frames):
+                raise BrokenVideo(video.name, f"{len(paths[kind])} {kind} files for {frames} frames")
+            del paths[kind][frames - 1 :]
+    return paths
 
 
 def _check_numbers(video: Video, kind: str, files: list[tuple[int, str]], first: int) -> None:
@@ -51,13 +48,11 @@ def _check_numbers(video: Video, kind: str, files: list[tuple[int, str]], first:
 
 
 def read_jpegs(video: Video, paths: Iterable[str]) -> Iterator[bytes]:
-    """Bytes of JPEG files; raises BrokenVideo for one that cannot be read or decoded."""
+    """Bytes of JPEG files; raises BrokenVideo for one that cannot be decoded."""
     for path in paths:
+        jpeg = Path(path).read_bytes()
         try:
-            jpeg = Path(path).read_bytes()
             decode_whole(jpeg)
-        except OSError as error:
-            raise BrokenVideo(video.name, f"cannot read {path}: {error.strerror}") from error
         except ValueError as error:
             raise BrokenVideo(video.name, f"{path} is not a whole JPEG") from error
         yield jpeg

@@ -2,7 +2,6 @@
 
 import functools
 import os
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -15,7 +14,7 @@ from dataset.footage import Video
 from dataset.jpeg import decode, encode
 from dataset.preparation.flow import METHODS, compute_flow, encode_flow
 from dataset.preparation.frame_folders import frame_files, read_flow_files, read_jpegs
-from dataset.store import BrokenVideo
+from dataset.source import BrokenVideo
 
 
 @dataclass(frozen=True)
@@ -34,19 +33,16 @@ class Options:
         object.__setattr__(self, "flow_by", METHODS[self.flow] if "flow" in self.streams else None)
 
 
-def make_frames(
-    video: Video, options: Options, flow_clock: list[float], report: Report | None = None
-) -> Iterator[tuple[str, bytes]]:
+def make_frames(video: Video, options: Options, report: Report | None = None) -> Iterator[tuple[str, bytes]]:
     """JPEG frames of a video as they come off the decoder: ("rgb", bytes), ("flow", bytes), ...
 
-    Flow is computed between the RGB frames as stored, that is after resizing and JPEG. Seconds spent in the
-    flow method are added to ``flow_clock[0]``; what decoding a video file met goes to ``report``. Raises
-    BrokenVideo.
+    Flow is computed between the RGB frames as stored, that is after resizing and JPEG. What decoding a video
+    file met goes to ``report``. Raises BrokenVideo, for what the system says of a file too.
     """
-    files = frame_files(video) if os.path.isdir(video.path) else None
-    flow_given = files is not None and ("flow" in files or "flow_x" in files) and options.short_side is None
-    previous = None
     try:
+        files = frame_files(video) if os.path.isdir(video.path) else None
+        flow_given = bool(files and files.keys() - {"rgb"}) and options.short_side is None
+        previous = None
         for jpeg in _rgb_frames(video, files, options, report or Report()):
             if "rgb" in options.streams:
                 yield "rgb", jpeg
@@ -55,14 +51,15 @@ def make_frames(
                 if previous is not None:
                     if grey.shape != previous.shape:
                         raise BrokenVideo(video.name, f"frame sizes differ: {previous.shape}, {grey.shape}")
-                    start = time.perf_counter()
-                    flow = compute_flow(previous, grey, options.flow)
-                    flow_clock[0] += time.perf_counter() - start
-                    yield "flow", encode(encode_flow(flow, options.bound)[..., ::-1], options.quality)
+                    flow = encode_flow(compute_flow(previous, grey, options.flow), options.bound)
+                    yield "flow", encode(flow[..., ::-1], options.quality)
                 previous = grey
         if "flow" in options.streams and flow_given:
             for jpeg in read_flow_files(video, files, options.quality):
                 yield "flow", jpeg
+    except OSError as error:
+        what = error.filename or video.path
+        raise BrokenVideo(video.name, f"cannot read {what}: {error.strerror or error}") from error
     except cv2.error as error:
         raise BrokenVideo(video.name, f"OpenCV: {error.err or error}") from error
 
@@ -73,13 +70,14 @@ def _rgb_frames(
     if files is None:
         for frame in decode_video(video.path, options.fps, report):
             yield encode(resize(frame, options.short_side, report.pixel_aspect), options.quality)
-        return
-    if options.fps is not None:
+    elif options.fps is not None:
         raise BrokenVideo(video.name, "--fps needs a video file: a folder of frames does not say its rate")
-    for jpeg in read_jpegs(video, files.get("rgb", ())):
-        if options.short_side is not None:
-            jpeg = encode(resize(decode(jpeg, cv2.IMREAD_COLOR), options.short_side), options.quality)
-        yield jpeg
+    elif options.short_side is None:
+        yield from read_jpegs(video, files.get("rgb", ()))
+    else:
+        for jpeg in read_jpegs(video, files.get("rgb", ())):
+            frame = decode(jpeg, cv2.IMREAD_COLOR)
+            yield encode(resize(frame, options.short_side), options.quality)
 
 
 def resize(frame: np.ndarray, short_side: int | None, pixel_aspect: Fraction = Fraction(1)) -> np.ndarray:

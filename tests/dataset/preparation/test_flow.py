@@ -65,14 +65,11 @@ def test_a_database_goes_on_with_the_flow_that_it_was_begun_with():
     assert Options().flow_by.startswith("coclr-numba-1")
     assert Options(streams=("rgb",)).flow_by is None
     mine, dis = (json.loads(json.dumps(asdict(Options(flow=flow)))) for flow in ("tvl1", "dis"))
-    old = {key: value for key, value in mine.items() if key != "flow_by"}  # before it was noted
     plan = SimpleNamespace(options=Options(), out="DIR")
     compare_options(mine, plan)
     compare_options(dis | {"flow_by": "opencv"}, SimpleNamespace(options=Options(flow="dis"), out="DIR"))
-    compare_options(old | {"streams": ["rgb"]}, SimpleNamespace(options=Options(streams=("rgb",)), out="DIR"))
-    for found in (mine | {"flow_by": "opencv"}, old):
-        with pytest.raises(UserError, match=r"DIR was begun .*--flow_by opencv there, coclr-numba-1.* here"):
-            compare_options(found, plan)
+    with pytest.raises(UserError, match=r"DIR was begun .*--flow_by opencv there, coclr-numba-1.* here"):
+        compare_options(mine | {"flow_by": "opencv"}, plan)
 
 
 def test_color_wheel():

@@ -42,17 +42,14 @@ def test_resize_keeps_aspect_and_antialiases():
 def test_short_side_fps_quality_and_bound_reach_the_frames(tmp_path):
     video = Video("a/x", str(write_video(tmp_path / "x.avi", [picture(0, t) for t in range(30)], fps=30)))
     frames = dict.fromkeys(("rgb", "flow"), 0)
-    for stream, jpeg in make_frames(video, Options(flow="dis", short_side=32, fps=10), [0.0]):
+    for stream, jpeg in make_frames(video, Options(flow="dis", short_side=32, fps=10)):
         frames[stream] += 1
         assert rgb_image(jpeg).shape == (32, 43, 3)
     assert frames == {"rgb": 10, "flow": 9}
-    sizes = [
-        sum(len(jpeg) for _, jpeg in make_frames(video, Options(("rgb",), quality=q), [0.0]))
-        for q in (50, 95)
-    ]
+    sizes = [sum(len(jpeg) for _, jpeg in make_frames(video, Options(("rgb",), quality=q))) for q in (50, 95)]
     assert sizes[0] < 0.7 * sizes[1]
     for bound, level in ((20, 134), (5, 153)):  # one pixel to the right: 127.5 * (1 + 1 / bound)
-        (flow, *_) = [j for s, j in make_frames(video, Options(("flow",), flow="dis", bound=bound), [0.0])]
+        (flow, *_) = [j for s, j in make_frames(video, Options(("flow",), flow="dis", bound=bound))]
         assert abs(np.median(rgb_image(flow)[8:-8, 8:-8, 2].astype(int)) - level) <= 3
 
 
@@ -68,10 +65,8 @@ def test_fps_leaves_out_frames_evenly(tmp_path, fps, expected):
 
 def test_flow_is_that_of_the_stored_frames(tmp_path):
     video = Video("a/x", str(write_video(tmp_path / "x.avi", [picture(0, t) for t in range(3)])))
-    options, clock = Options(quality=30), [0.0]
-    made = list(make_frames(video, options, clock))
+    made = list(make_frames(video, Options(quality=30)))
     assert [stream for stream, _ in made] == ["rgb", "rgb", "flow", "rgb", "flow"]
     grey = [cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_GRAYSCALE) for _, jpeg in made[:2]]
     truth = encode_flow(compute_flow(*grey, "tvl1"))[..., ::-1]
     assert made[2][1] == cv2.imencode(".jpg", truth, [cv2.IMWRITE_JPEG_QUALITY, 30])[1].tobytes()
-    assert clock[0] > 0
