@@ -11,7 +11,6 @@ from pathlib import Path
 from dataset.splits import (
     VIDEO_SUFFIXES,
     by_class,
-    class_of,
     class_order,
     composed,
     find_split_lists,
@@ -159,8 +158,7 @@ def find_lists(videos: Path, given: Path | None) -> Path | None:
     folder = next((folder for folder in candidates if find_split_lists(folder)), None)
     if given and not folder:
         raise UserError(
-            f"--splits {given} holds no split lists (trainlist01.txt and testlist01.txt, "
-            "<class>_test_split1.txt, split.csv, train_split01.csv and test_split01.csv)"
+            f"--splits {given} holds no split lists (trainlist01.txt, split.csv, ...: see README.md)"
         )
     for path in sorted(given.iterdir()) if given else ():
         known = {CLASS_LIST, *(found.path.name for found in find_split_lists(given))}
@@ -208,8 +206,7 @@ def class_list(out: Path, prepared: set[str], found: set[str]) -> list[str]:
     """
     if not all(map(in_class_folder, prepared)):
         return []
-    listed = {class_of(name) for name in listed_in(out, found)}
-    classes = class_order(prepared | {name for name in found if class_of(name) in listed})
+    classes = class_order(prepared | (listed_in(out, found) & found))
     path = out / CLASS_LIST
     lines = read_lines(path) if path.is_file() else []
     official = [composed(line.split(maxsplit=1)[-1].strip()) for line in lines]
