@@ -197,12 +197,9 @@ class VideoFile:
         return stream
 
     def _undecodable(self, codec: str) -> BrokenVideo:
+        fault = f"no frame of {self.path} can be decoded (codec {codec}{self._fault})"
         remedy = f"ffmpeg -i {shlex.quote(self.path)} -an -c:v libx264 -crf 18 OUT.mp4"
-        return BrokenVideo(
-            self.path,
-            f"no frame of {self.path} can be decoded (codec {codec}{self._fault}); a full FFmpeg may convert "
-            f"it: {remedy}",
-        )
+        return BrokenVideo(self.path, f"{fault}; a full FFmpeg may convert it: {remedy}")
 
     def frames(self) -> Iterator[av.VideoFrame]:
         """Frames in the order shown, as they are decoded; faults are counted."""
@@ -325,9 +322,8 @@ class VideoFile:
         if there < ENOUGH:
             raise BrokenVideo(self.path, f"{self.path} is cut short: about {there:.0%} of it is there")
         if shown < ENOUGH * (shown + lost):
-            raise BrokenVideo(
-                self.path, f"{self.path} is damaged: {lost} of its {shown + lost} frames cannot be decoded"
-            )
+            damage = f"{lost} of its {shown + lost} frames cannot be decoded"
+            raise BrokenVideo(self.path, f"{self.path} is damaged: {damage}")
 
     def _share_there(self) -> float:
         """How much there is of a file that ends before its parts do, or where reading failed; else 1.0."""

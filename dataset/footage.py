@@ -115,10 +115,8 @@ def find_videos(folder: Path) -> Footage:
         raise UserError(f"cannot read --videos {folder}: {error.strerror}") from error
     if not videos:
         left_out = "".join(f"; {name}: {reason}" for name, reason in list(footage.left_out.items())[:1])
-        raise UserError(
-            f"no video file and no folder of frames (image_00001.jpg, ...) in {folder}"
-            f"{describe(footage.ignored)}{left_out}"
-        )
+        absent = f"no video file and no folder of frames (image_00001.jpg, ...) in {folder}"
+        raise UserError(f"{absent}{describe(footage.ignored)}{left_out}")
     footage.videos = sorted(videos.values(), key=lambda video: by_class(video.name))
     return footage
 
@@ -157,9 +155,7 @@ def find_lists(videos: Path, given: Path | None) -> Path | None:
     candidates = [given] if given else [videos.with_name(videos.name + "_splits"), videos]
     folder = next((folder for folder in candidates if find_split_lists(folder)), None)
     if given and not folder:
-        raise UserError(
-            f"--splits {given} holds no split lists (trainlist01.txt, split.csv, ...: see README.md)"
-        )
+        raise UserError(f"--splits {given} holds no split lists (trainlist01.txt, ...), see README.md")
     for path in sorted(given.iterdir()) if given else ():
         known = {CLASS_LIST, *(found.path.name for found in find_split_lists(given))}
         if path.suffix in (".txt", ".csv") and path.name not in known:
@@ -168,18 +164,10 @@ def find_lists(videos: Path, given: Path | None) -> Path | None:
 
 
 def copy_lists(lists: Path | None, out: Path) -> None:
-    """Put the split lists into ``out``; the original's CSV become UCF-style lists.
-
-    Raises UserError if other lists lie there.
-    """
+    """Put the split lists into ``out``; raises UserError if other lists lie there."""
     if not lists or lists.resolve() == out.resolve():
         return
-    texts = {}
-    for found in find_split_lists(lists):
-        lines, name = read_lines(found.path), found.path.name
-        if found.kind == "the original's lists":
-            lines, name = found.read()[found.part], f"{found.part}list{found.split:02d}.txt"
-        texts[name] = lines
+    texts = {found.path.name: read_lines(found.path) for found in find_split_lists(lists)}
     strangers = [found.path for found in find_split_lists(out) if found.path.name not in texts]
     if strangers:
         raise UserError(f"{strangers[0]} is not among the lists in {lists}; keep only one of the two")

@@ -61,10 +61,8 @@ def make_loader(
     check_shared_memory(batch_size * dataset.item_bytes(), workers)
     batches = ShuffledBatches(len(dataset), batch_size, rank, world_size, dataset.seed)
     if len(batches) == 0:
-        raise UserError(
-            f"{len(dataset)} videos are fewer than one batch of {batch_size} on each of {world_size} "
-            "processes; lower --batch_size"
-        )
+        needed = f"one batch of {batch_size} on each of {world_size} processes"
+        raise UserError(f"{len(dataset)} videos are fewer than {needed}; lower --batch_size")
     return DataLoader(
         dataset,
         batch_sampler=batches,
@@ -101,11 +99,9 @@ def pretraining_loader(
     """
     name = parse_name(args.dataset)
     if name.clips != 2 or len(name.streams) != streams:
-        ending = "-2stream-2clip" if streams == 2 else "-2clip or NAME-f-2clip"
-        raise UserError(
-            f"--dataset {args.dataset}: this training needs two clips of {streams} stream(s) per video, "
-            f"that is {name.base}{ending.replace('NAME', name.base)}"
-        )
+        right = f"{name.base}-2stream-2clip" if streams == 2 else f"{name.base}-2clip or {name.base}-f-2clip"
+        needed = f"two clips of {streams} stream(s) per video, that is {right}"
+        raise UserError(f"--dataset {args.dataset}: this training needs {needed}")
     videos = open_videos(args.dataset, "train", args.seq_len, args.ds, args.data_root, vars(args))
     dataset = ClipDataset(videos, args.seq_len, args.ds, args.img_dim, args.seed)
     return make_loader(dataset, args.batch_size, args.workers, rank, world_size, device)

@@ -122,11 +122,9 @@ def locate(
         kind = next((kind for kind, path in places.items() if path.exists()), None)
         if kind is None:
             absent = " and no ".join(f"{SOURCES[kind].label} at {path}" for kind, path in places.items())
-            raise UserError(
-                f"no {STREAMS[stream].label} {absent}; set --data_root, $COCLR_DATA or "
-                f"{' or '.join(f'--{stream}_{kind}' for kind in kinds)}, or make a database by 'python -m "
-                "dataset.prepare'"
-            )
+            options = ", ".join(f"--{stream}_{kind}" for kind in kinds)
+            remedy = f"set --data_root, $COCLR_DATA or {options}, or make one by 'python -m dataset.prepare'"
+            raise UserError(f"no {STREAMS[stream].label} {absent}; {remedy}")
         path = places[kind]
         found[stream] = kind, _folder_of(part, dataset, path) if SOURCES[kind].is_footage else path
     return found
@@ -160,10 +158,8 @@ def open_videos(
     names, classes, origin = _split(dataset, part, split, names, *places[first], root)
     log.info("%s %s: %d videos (%s)", name, part, len(names), origin)
     if not names:
-        raise UserError(
-            f"{name}: the {part} split is empty, none of its videos is in {places[first][1]} ({origin}); "
-            "check the lists and the videos"
-        )
+        absent = f"none of its videos is in {places[first][1]} ({origin})"
+        raise UserError(f"{name}: the {part} split is empty, {absent}; check the lists and the videos")
 
     positions = {s: np.array([position[s][video] for video in names], dtype=np.int64) for s in stores}
     frames = np.min([stores[s].frame_counts()[positions[s]] for s in stores], axis=0)

@@ -213,6 +213,5 @@ def find_split(base: str, folder: Path, names: Sequence[str], split: int) -> tup
         raise UserError(f"no HMDB51 lists (<class>_test_split{split}.txt) in {folder}; put them there")
     if split != 1:
         raise UserError(f"no lists for split {split} in {folder}; only split 1 can be even, without")
-    return even_split(
-        names
-    ), f"no lists in {folder}: an even split, every fourth video of a class for testing"
+    origin = f"no lists in {folder}: an even split, every fourth video of a class for testing"
+    return even_split(names), origin

@@ -46,14 +46,14 @@ class VideoStore:
         try:
             self._file = LmdbFile(self.path)
         except (OSError, ValueError, struct.error) as error:
-            raise UserError(
+            message = (
                 f"{self.path} is not an LMDB database or damaged ({error}); prepare or download it again"
-            ) from error
+            )
+            raise UserError(message) from error
         order = self._meta("__order__")
         if not isinstance(order, list) or not all(isinstance(name, bytes) for name in order):
             raise UserError(
-                f"{self.path} lacks a list __order__ of video names: not a database of videos, or not one "
-                "written to the end; prepare or download it again"
+                f"{self.path} lacks a list __order__ of video names; prepare or download it again"
             )
         self.names = [name.decode("utf-8", "surrogateescape") for name in order]
 

@@ -170,10 +170,8 @@ def _lock_index(folder: Path) -> tuple[Path, BinaryIO]:
         cached.parent.mkdir(parents=True, exist_ok=True)
         return cached, lock(cached.with_suffix(".lock"))
     except OSError as error:
-        raise UserError(
-            f"cannot write the index of {folder}, there or in {cached.parent}: {error.strerror}; set "
-            "$COCLR_CACHE"
-        ) from error
+        places = f"there or in {cached.parent}: {error.strerror}"
+        raise UserError(f"cannot write the index of {folder}, {places}; set $COCLR_CACHE") from error
 
 
 def _make_entries(missing: Sequence[Video], entries: dict[str, Entry], path: Path) -> None:

@@ -33,7 +33,7 @@ from dataset.preparation.flow import METHODS, warm_up
 from dataset.preparation.frames import Options
 from dataset.preparation.merge import merge, wait_for_others
 from dataset.preparation.owner import owned
-from dataset.preparation.write import prepare_videos, read_notes
+from dataset.preparation.write import REMEDY, prepare_videos, read_notes
 from dataset.splits import read_lines, ucf101_split
 from dataset.store import VideoStore, shuffled
 from utils.cores import available_cores
@@ -101,10 +101,8 @@ def prepare(plan: Plan, jobs: int, rank: int, size: int) -> None:
         notes = read_notes(plan.unfinished, missing.values())
         if size == 1:  # what was left out may have been mended since
             notes = {name: note for name, note in notes.items() if "records" in note}
-        log.info(
-            f"{plan.footage.folder}: {len(plan.names)} videos, {len(done) + len(notes)} of them done before"
-            f"{describe(plan.footage.ignored)}"
-        )
+        videos = f"{len(plan.names)} videos, {len(done) + len(notes)} of them done before"
+        log.info(f"{plan.footage.folder}: {videos}{describe(plan.footage.ignored)}")
         todo = missing.keys() - notes.keys()
         share = [missing[name] for name in shuffled(plan.names)[rank::size] if name in todo]
         notes |= prepare_share(share, plan, jobs)
@@ -133,10 +131,8 @@ def finished_videos(plan: Plan) -> set[str]:
     names = plan.prepared_names()
     gone = names - sizes.keys()
     if gone:
-        raise UserError(
-            f"{plan.out} holds {len(gone)} videos that {plan.footage.folder} lacks, e.g. {min(gone)}; it was "
-            f"made from {report['source']}: choose another --out"
-        )
+        here = f"{len(gone)} videos that {plan.footage.folder} lacks, e.g. {min(gone)}"
+        raise UserError(f"{plan.out} holds {here}; it was made from {report['source']}: choose another --out")
     return {name for name in names if report["source_bytes"].get(name) == sizes[name]}
 
 
@@ -157,10 +153,8 @@ def compare_options(found: dict, plan: Plan) -> None:
         if found.get(key) != value
     ]
     if differing:
-        raise UserError(
-            f"{plan.out} was begun with other options ({'; '.join(differing)}); "
-            "give the same ones, choose another --out, or remove the folder"
-        )
+        there = f"{plan.out} was begun with other options ({'; '.join(differing)})"
+        raise UserError(f"{there}; give the same ones, choose another --out, or remove the folder")
 
 
 def prepare_share(share: list[Video], plan: Plan, jobs: int) -> dict[str, dict]:
@@ -185,10 +179,8 @@ def prepare_share(share: list[Video], plan: Plan, jobs: int) -> dict[str, dict]:
             size += sum(record["bytes"] for record in note.get("records", {}).values())
             if len(notes) == sample:
                 disk, free = 2 * size / sample * len(plan.names), shutil.disk_usage(plan.out).free
-                log.info(
-                    f"estimate from {sample} videos: all need {disk / 1e9:.2f} GB of disk, half of them only "
-                    f"until they are merged; {free / 1e9:.2f} GB are free"
-                )
+                needed = f"{disk / 1e9:.2f} GB of disk for all, half of it until they are merged"
+                log.info(f"estimate from {sample} videos: {needed}; {free / 1e9:.2f} GB are free")
     return notes
 
 
@@ -201,9 +193,7 @@ def finish(plan: Plan, notes: dict[str, dict]) -> None:
     lines = [f"{name}: {reason}\n" for name, reason in sorted(left_out.items())]
     write_if_changed(plan.out / "left_out.txt", "".join(lines))
     if not prepared:
-        raise UserError(
-            f"not one of {len(plan.names)} videos could be prepared, see {plan.out / 'left_out.txt'}"
-        )
+        raise UserError(f"not one of {len(plan.names)} videos could be prepared, see {plan.out}/left_out.txt")
     if new or prepared != plan.prepared_names():
         for stream, path in plan.databases.items():
             merge(shuffled(prepared), new, plan.unfinished, path, stream)
@@ -216,10 +206,7 @@ def finish(plan: Plan, notes: dict[str, dict]) -> None:
         "source_bytes": {video.name: video.size for video in plan.footage.videos if video.name in prepared},
     }
     write_if_changed(plan.out / "prepared.json", json.dumps(report, indent=1) + "\n")
-    log.info(
-        f"{plan.out} is finished: {len(prepared)} videos, {len(left_out)} left out (see "
-        f"{plan.out / 'left_out.txt'})"
-    )
+    log.info("%s is finished: %d videos, %d left out", plan.out, len(prepared), len(left_out))
 
 
 def absent_videos(plan: Plan) -> dict[str, str]:
@@ -231,11 +218,7 @@ def absent_videos(plan: Plan) -> dict[str, str]:
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = Parser(
-        "Make LMDB databases of RGB frames and optical flow from a folder of videos. Stopped at any point, "
-        "the same command goes on where it was. torchrun or srun share the work out among machines.",
-        "NAME --videos DIR --out DIR",
-    )
+    parser = Parser("Make databases of RGB frames and flow from videos.", "NAME --videos DIR --out DIR")
     parser.add_argument("name", metavar="NAME", help="ucf101, hmdb51, k400, or a name of yours")
     videos = "folder of class/video.mp4, or of class/video/image_00001.jpg (see README.md)"
     parser.add_argument("--videos", type=Path, required=True, metavar="DIR", help=videos)
@@ -286,10 +269,8 @@ def make_plans(args: argparse.Namespace) -> list[Plan]:
             keep_to_classes(footage)
         elsewhere = [video.name for video in footage.videos if not in_class_folder(video.name)]
         if elsewhere:
-            log.info(
-                f"{len(elsewhere)} of {len(footage.videos)} videos lie in no folder of a class "
-                f"(class/video), e.g. {elsewhere[0]}: there will be no labels"
-            )
+            some = f"{len(elsewhere)} of {len(footage.videos)} videos"
+            log.info(f"{some} lie in no folder of a class, e.g. {elsewhere[0]}: there will be no labels")
         if facts.split_by == "names":  # refuse others before the work
             ucf101_split([video.name for video in footage.videos], 1)
         plans.append(Plan(footage, out, lists, parts, options))
@@ -321,9 +302,6 @@ def main(argv: list[str] | None = None) -> None:
             write_classes(plans, args.out)
     except OSError as error:
         what = error.filename or f"cannot write to {args.out}"
-        raise UserError(
-            f"{what}: {error.strerror}; what was finished is kept: make room or mend that, and start the "
-            "same command again"
-        ) from error
+        raise UserError(f"{what}: {error.strerror}; {REMEDY}") from error
     except KeyboardInterrupt:
         raise UserError(f"stopped; {args.out} keeps what was finished: the same command goes on") from None

@@ -68,7 +68,5 @@ def main(argv: list[str] | None = None) -> None:
     except cv2.error:  # it knows no such format
         saved = False
     if not saved:
-        raise UserError(
-            f"cannot write {args.output}: a folder that exists and a name in .png or .jpg are needed"
-        )
+        raise UserError(f"cannot write {args.output}: is there such a folder? does the name end in .png?")
     print(f"{args.output}: {args.frames} frames of {args.video}{said}")

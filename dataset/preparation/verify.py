@@ -51,11 +51,9 @@ def verify_store(store: VideoStore, sample: int | None, is_flow: bool, problems:
         if frames != announced[position]:
             problems.append(f"{name}: {frames} frames, but __vlen__ says {announced[position]}")
     decoded = ", ".join(f"{count} of {size}" for size, count in sizes.most_common(5))
-    print(
-        f"{store.path}: {len(found)} of {len(store)} videos readable, "
-        f"{sum(frames for frames, _ in found.values())} frames, {record_bytes / 1e6:.1f} MB; decoded "
-        f"{sizes.total()} frames of {number} videos, {decoded or 'none'}"
-    )
+    frames = sum(frames for frames, _ in found.values())
+    held = f"{len(found)} of {len(store)} videos readable, {frames} frames, {record_bytes / 1e6:.1f} MB"
+    print(f"{store.path}: {held}; decoded {sizes.total()} frames of {number} videos, {decoded or 'none'}")
     return found
 
 

@@ -168,12 +168,12 @@ def test_lists_are_copied_and_others_are_not_left_beside_them(tmp_path):
     lists, out = tmp_path / "lists", tmp_path / "out"
     lists.mkdir()
     (lists / "trainlist2.txt").write_text("a/x.avi 1\n")
-    (lists / "test_split02.csv").write_text("/frames/a/y/,9\n")
+    (lists / "testlist02.txt").write_text("a/y.avi\n")
     (lists / "classInd.txt").write_text("1 a\n")
     copy_lists(lists, out)
     assert {path.name: path.read_text() for path in out.iterdir()} == {
         "trainlist2.txt": "a/x.avi 1\n",
-        "testlist02.txt": "a/y\n",
+        "testlist02.txt": "a/y.avi\n",
         "classInd.txt": "1 a\n",
     }
     before = (out / "trainlist2.txt").stat().st_mtime_ns

@@ -420,8 +420,8 @@ def test_extracted_frames_and_original_csv(tmp_path):
     assert abs(np.median(computed[8:-8, 8:-8, 0]) - 2) < 0.3
     assert "a/odd: flow_y file number 2 is missing" in (out / "left_out.txt").read_text()
     assert "image_00002.jpg is not a whole JPEG" in (out / "left_out.txt").read_text()
-    assert (out / "trainlist02.txt").read_text() == "a/pairs\na/whole\n"
-    assert (out / "testlist02.txt").read_text() == "a/none\n"
+    for name in ("train_split02.csv", "test_split02.csv"):
+        assert (out / name).read_text() == (lists / name).read_text()
 
 
 def test_video_that_kills_its_process_twice_is_left_out(footage, tmp_path):
