@@ -55,11 +55,12 @@ class Footage:
     ignored: Counter = field(default_factory=Counter)
 
 
-def find_videos(folder: Path) -> Footage:
+def find_videos(folder: Path, in_classes: bool = False) -> Footage:
     """The videos in ``folder`` and the folders below it, in class order.
 
-    Links that lead nowhere or round in a circle and what may not be read are left out. Raises UserError if
-    the folder itself cannot be read or there is no video.
+    Left out are links that lead nowhere or round in a circle, what may not be read and, where labels are
+    needed (``in_classes``), what is not class/video. Raises UserError if the folder itself cannot be read or
+    there is no video.
     """
     videos: dict[str, Video] = {}
     footage = Footage(folder)
@@ -69,6 +70,8 @@ def find_videos(folder: Path) -> Footage:
         if name in videos:
             reason = f"another video has this name: {videos[name].path} is taken"
             footage.left_out[os.path.relpath(path, folder)] = reason
+        elif in_classes and not in_class_folder(name):
+            footage.left_out[name] = "not in a folder of its class (class/video)"
         elif name.encode(errors="ignore").decode().splitlines() != [name]:  # lines, or not UTF-8 on the disk
             footage.left_out[ascii(name)] = "a list of names cannot hold these characters; rename it"
         else:
@@ -140,14 +143,6 @@ def describe(ignored: Counter) -> str:
 def in_class_folder(name: str) -> bool:
     """Whether the name of a video is class/video."""
     return name.count("/") == 1
-
-
-def keep_to_classes(footage: Footage) -> None:
-    """Leave out what is not class/video, for footage whose labels are needed."""
-    for video in footage.videos:
-        if not in_class_folder(video.name):
-            footage.left_out[video.name] = "not in a folder of its class (class/video)"
-    footage.videos = [video for video in footage.videos if in_class_folder(video.name)]
 
 
 def find_lists(videos: Path, given: Path | None) -> Path | None:

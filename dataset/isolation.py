@@ -10,19 +10,16 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
-from typing import TypeVar
+from typing import Any
 
 import cv2
 
 from utils.memory import keep_freed_memory
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
 
 def in_processes(
-    function: Callable[[Item], Result], items: Sequence[Item], jobs: int, start_method: str | None = None
-) -> Iterator[tuple[Item, Result | None]]:
+    function: Callable[[Any], Any], items: Sequence[Any], jobs: int, start_method: str | None = None
+) -> Iterator[tuple[Any, Any]]:
     """(item, its result) as they are finished by ``jobs`` processes; None if it ended its process twice.
 
     Each process is a pool of its own, so that one that dies takes no other along: it is replaced, and its
@@ -37,7 +34,7 @@ def in_processes(
 
     waiting = deque(items)
     idle = [start_worker() for _ in range(min(jobs, len(items)))]
-    running: dict[Future, tuple[ProcessPoolExecutor, Item]] = {}
+    running: dict[Future, tuple[ProcessPoolExecutor, Any]] = {}
     crashes: Counter = Counter()
     try:
         while waiting or running:

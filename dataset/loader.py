@@ -2,10 +2,11 @@
 
 import argparse
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from dataset.clip_dataset import ClipDataset
 from dataset.registry import open_videos, parse_name
@@ -57,20 +58,13 @@ def make_loader(
 
     Raises UserError for fewer videos than a batch.
     """
-    workers = min(workers, available_cores())
-    check_shared_memory(batch_size * dataset.item_bytes(), workers)
     batches = ShuffledBatches(len(dataset), batch_size, rank, world_size, dataset.seed)
     if len(batches) == 0:
         needed = f"one batch of {batch_size} on each of {world_size} processes"
         raise UserError(f"{len(dataset)} videos are fewer than {needed}; lower --batch_size")
-    return DataLoader(
-        dataset,
-        batch_sampler=batches,
-        num_workers=workers,
-        pin_memory=device.type == "cuda",
-        persistent_workers=workers > 0,
-        worker_init_fn=start_worker,
-    )
+    workers = min(workers, available_cores())
+    options = {"batch_sampler": batches, "persistent_workers": workers > 0}
+    return _loader(dataset, batch_size * dataset.item_bytes(), workers, device, options)
 
 
 def window_loader(
@@ -79,15 +73,15 @@ def window_loader(
     """Every ``world_size``-th item from ``rank`` on, one at a time: together the ranks see each item once."""
     share = range(rank, len(dataset), world_size)
     workers = min(workers, available_cores(), len(share))
-    check_shared_memory(dataset.item_bytes(), workers)
-    return DataLoader(
-        dataset,
-        batch_size=None,
-        sampler=share,
-        num_workers=workers,
-        pin_memory=device.type == "cuda",
-        worker_init_fn=start_worker,
-    )
+    return _loader(dataset, dataset.item_bytes(), workers, device, {"batch_size": None, "sampler": share})
+
+
+def _loader(
+    dataset: Dataset, item_bytes: int, workers: int, device: torch.device, options: dict[str, Any]
+) -> DataLoader:
+    check_shared_memory(item_bytes, workers)
+    options |= {"num_workers": workers, "worker_init_fn": start_worker}
+    return DataLoader(dataset, pin_memory=device.type == "cuda", **options)
 
 
 def pretraining_loader(

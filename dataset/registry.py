@@ -157,16 +157,13 @@ def open_videos(
     names = [video for video in stores[first].names if all(video in p for p in position.values())]
     names, classes, origin = _split(dataset, part, split, names, *places[first], root)
     log.info("%s %s: %d videos (%s)", name, part, len(names), origin)
-    if not names:
-        absent = f"none of its videos is in {places[first][1]} ({origin})"
-        raise UserError(f"{name}: the {part} split is empty, {absent}; check the lists and the videos")
-
     positions = {s: np.array([position[s][video] for video in names], dtype=np.int64) for s in stores}
     frames = np.min([stores[s].frame_counts()[positions[s]] for s in stores], axis=0)
     keep = long_enough(frames, seq_len, ds, dataset.facts.whole_clip)
     clip = f"--seq_len {seq_len} --ds {ds}"
     if not keep.any():
-        raise UserError(f"no video of {name} ({part}) in {places[first][1]} is long enough for {clip}")
+        absent = f"none of {len(names)} videos in {places[first][1]} is long enough for {clip}"
+        raise UserError(f"{name}: the {part} split is empty ({origin}), {absent}")
     too_short = int((~keep).sum())
     if too_short:
         log.info("%s %s: left out %d videos too short for %s, or unreadable", name, part, too_short, clip)
@@ -185,9 +182,7 @@ def _split(
     folder = path if is_footage else path.parent
     lies_apart = folder.name in PART_FOLDERS.values()
     top = folder.parent if lies_apart else folder
-    lists = folder
-    if is_footage:
-        lists = find_lists(top, None) or data_root / dataset.base
+    lists = (find_lists(top, None) or data_root / dataset.base) if is_footage else folder
     if dataset.base in DATASETS or find_split_lists(lists):
         names = [name for name in names if in_class_folder(name)]
     beside = lists if is_footage else top

@@ -3,7 +3,7 @@
 import functools
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from fractions import Fraction
 
 import cv2
@@ -27,10 +27,11 @@ class Options:
     short_side: int | None = None
     fps: float | None = None
     quality: int = 90
-    flow_by: str | None = field(init=False)
 
-    def __post_init__(self):
-        object.__setattr__(self, "flow_by", METHODS[self.flow] if "flow" in self.streams else None)
+    def noted(self) -> dict:
+        """The form that is kept beside the databases, with who computed the flow."""
+        flow_by = METHODS[self.flow] if "flow" in self.streams else None
+        return asdict(self) | {"streams": list(self.streams), "flow_by": flow_by}
 
 
 def make_frames(video: Video, options: Options, report: Report | None = None) -> Iterator[tuple[str, bytes]]:

@@ -1,6 +1,5 @@
 """Databases of the finished videos, in an order that follows from names."""
 
-import contextlib
 import logging
 import time
 from collections.abc import Sequence
@@ -18,39 +17,32 @@ from utils.errors import UserError
 log = logging.getLogger("coclr")
 
 POLL_SECONDS = 1.0
-PATIENCE_SECONDS = 1800.0
+PATIENCE_SECONDS = 2 * 3600.0  # which one long video may take
 
 
 def wait_for_others(videos: Sequence[Video], folder: Path) -> dict[str, dict]:
     """Notes of all these ``videos``, which other processes prepare.
 
-    Raises UserError where nothing was written for half an hour.
+    Raises UserError where none was finished for two hours.
     """
     log.info("waiting for the %d videos of the other processes", len(videos))
     notes: dict[str, dict] = {}
-    before, since = None, time.monotonic()
+    since = time.monotonic()
     with tqdm(total=len(videos), unit="video", desc="all processes", disable=None) as bar:
         while True:
-            notes |= read_notes(folder, [video for video in videos if video.name not in notes])
-            bar.update(len(notes) - bar.n)
-            missing = [video.name for video in videos if video.name not in notes]
+            missing = [video for video in videos if video.name not in notes]
             if not missing:
                 return notes
-            written = len(notes), bytes_under_way(folder)
-            if written != before:
-                before, since = written, time.monotonic()
+            new = read_notes(folder, missing)
+            notes |= new
+            bar.update(len(new))
+            if new:
+                since = time.monotonic()
             elif time.monotonic() - since >= PATIENCE_SECONDS:
-                raise UserError(f"{len(missing)} videos are not prepared yet, e.g. {missing[0]}; start again")
-            time.sleep(POLL_SECONDS)
-
-
-def bytes_under_way(folder: Path) -> int:
-    """Bytes of the files that are being written."""
-    total = 0
-    for path in folder.glob(".*.part"):
-        with contextlib.suppress(FileNotFoundError):  # renamed by now
-            total += path.stat().st_size
-    return total
+                some = f"{len(missing)} videos are not prepared yet, e.g. {missing[0].name}"
+                raise UserError(f"{some}; start the same command again")
+            else:
+                time.sleep(POLL_SECONDS)
 
 
 def merge(order: list[str], notes: dict[str, dict], folder: Path, path: Path, stream: str) -> None:

@@ -11,7 +11,7 @@ import contextlib
 import json
 import logging
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
@@ -26,7 +26,6 @@ from dataset.footage import (
     find_lists,
     find_videos,
     in_class_folder,
-    keep_to_classes,
     listed_in,
 )
 from dataset.preparation.flow import METHODS, warm_up
@@ -142,14 +141,14 @@ def claim(plan: Plan) -> None:
     if known.exists():
         compare_options(json.loads(known.read_text(encoding="utf-8")), plan)
     else:
-        write_if_changed(known, json.dumps(asdict(plan.options)))
+        write_if_changed(known, json.dumps(plan.options.noted()))
 
 
 def compare_options(found: dict, plan: Plan) -> None:
     """Raise UserError where the options that were ``found`` differ from those of the plan."""
     differing = [
         f"--{key} {found.get(key)} there, {value} here"
-        for key, value in json.loads(json.dumps(asdict(plan.options))).items()
+        for key, value in plan.options.noted().items()
         if found.get(key) != value
     ]
     if differing:
@@ -198,7 +197,7 @@ def finish(plan: Plan, notes: dict[str, dict]) -> None:
         for stream, path in plan.databases.items():
             merge(shuffled(prepared), new, plan.unfinished, path, stream)
     report = {
-        "options": asdict(plan.options),
+        "options": plan.options.noted(),
         "source": str(plan.footage.folder.resolve()),
         "videos": len(prepared),
         "left_out": len(left_out),
@@ -264,9 +263,7 @@ def make_plans(args: argparse.Namespace) -> list[Plan]:
     )
     plans = []
     for source, out, parts in places:
-        footage = find_videos(source)
-        if args.name in DATASETS or lists:
-            keep_to_classes(footage)
+        footage = find_videos(source, in_classes=args.name in DATASETS or lists is not None)
         elsewhere = [video.name for video in footage.videos if not in_class_folder(video.name)]
         if elsewhere:
             some = f"{len(elsewhere)} of {len(footage.videos)} videos"

@@ -12,7 +12,6 @@ from dataset.footage import (
     describe,
     find_lists,
     find_videos,
-    keep_to_classes,
     listed_in,
 )
 from utils.errors import UserError
@@ -118,8 +117,7 @@ def test_names_are_in_one_unicode_form_and_fit_a_list(tmp_path):
 
 
 def test_where_classes_are_needed_other_places_are_left_out(tmp_path):
-    footage = find_videos(fill(tmp_path, "a/x.mp4", "y.mp4", "a/deep/z.mp4"))
-    keep_to_classes(footage)
+    footage = find_videos(fill(tmp_path, "a/x.mp4", "y.mp4", "a/deep/z.mp4"), in_classes=True)
     assert names(footage) == ["a/x"]
     assert footage.left_out == dict.fromkeys(["a/deep/z", "y"], "not in a folder of its class (class/video)")
 

@@ -519,7 +519,7 @@ def test_footage_without_labels(tmp_path):
     extract_frames(videos / "frames")
     result = run(videos, out)
     assert result.returncode == 0, result.stderr
-    assert "3 of 4 videos lie in no folder of a class (class/video), e.g. 2023/01/cam: there" in result.stderr
+    assert "3 of 4 videos lie in no folder of a class, e.g. 2023/01/cam: there" in result.stderr
     assert sorted(VideoStore(out / "rgb.lmdb").names) == ["2023/01/cam", "2023/02", "flat", "frames"]
     assert (out / "classes.txt").read_text() == ""
 
