@@ -187,7 +187,11 @@ def finish(plan: Plan, notes: dict[str, dict]) -> None:
     """Bring the databases up to date with the ``notes``, and write what they hold and what was left out."""
     new = {name: note for name, note in notes.items() if "records" in note}
     prepared = (plan.names - notes.keys()) | new.keys()
-    left_out = plan.footage.left_out | absent_videos(plan)
+    absent = listed_in(plan.out, plan.names, plan.parts) - plan.names
+    if absent:
+        log.warning("the split lists name %d videos that are not there, e.g. %s", len(absent), min(absent))
+    unseen = dict.fromkeys(absent, "the split lists name it, but there is no such video")
+    left_out = plan.footage.left_out | unseen
     left_out |= {name: note["left_out"] for name, note in notes.items() if "left_out" in note}
     lines = [f"{name}: {reason}\n" for name, reason in sorted(left_out.items())]
     write_if_changed(plan.out / "left_out.txt", "".join(lines))
@@ -206,14 +210,6 @@ def finish(plan: Plan, notes: dict[str, dict]) -> None:
     }
     write_if_changed(plan.out / "prepared.json", json.dumps(report, indent=1) + "\n")
     log.info("%s is finished: %d videos, %d left out", plan.out, len(prepared), len(left_out))
-
-
-def absent_videos(plan: Plan) -> dict[str, str]:
-    """Videos that the split lists name and the footage lacks, with the reason for which they are left out."""
-    absent = listed_in(plan.out, plan.names, plan.parts) - plan.names
-    if absent:
-        log.warning("the split lists name %d videos that are not there, e.g. %s", len(absent), min(absent))
-    return dict.fromkeys(absent, "the split lists name it, but there is no such video")
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
