@@ -9,8 +9,10 @@ import tracemalloc
 from functools import partial
 from pathlib import Path
 
+import av
 import msgpack
 import pytest
+from coded import write_coded
 from footage import picture, write_video
 from runs import ROOT
 
@@ -70,6 +72,18 @@ def test_left_out_videos_have_a_note_alone(tmp_path, monkeypatch, error, reason)
     assert "records" not in note
     assert re.search(reason, note["left_out"])
     assert list((tmp_path / "out").iterdir()) == [done_path(tmp_path / "out", "a/x", "json")]
+
+
+def test_faults_that_decoding_met_are_noted(tmp_path):
+    path = write_coded(tmp_path / "x.avi", codec="mjpeg", pixels="yuvj420p")
+    with av.open(str(path)) as file:
+        start, size = [(packet.pos, packet.size) for packet in file.demux(video=0)][7]
+    data = bytearray(path.read_bytes())
+    data[start + 8 : start + size] = bytes(size - 8)
+    path.write_bytes(data)
+    note = prepare_video(Video("a/x", str(path), len(data)), tmp_path / "out", RGB)
+    assert note["records"]["rgb"]["frames"] == 39
+    assert note["remarks"] == "1 frames that cannot be decoded"
 
 
 def test_too_long_a_video_is_left_out(tmp_path, monkeypatch):
