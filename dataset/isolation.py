@@ -63,11 +63,11 @@ def in_processes(
 
 
 def _set_up_worker(lifeline: Connection, other_end: Connection) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    cv2.setNumThreads(1)
-    keep_freed_memory()
     other_end.close()  # a process that was forked has it too
     threading.Thread(target=_end_with_the_command, args=(lifeline,), daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    cv2.setNumThreads(0)  # 1 would wait for threads that a process that was forked does not have
+    keep_freed_memory()
 
 
 def _end_with_the_command(lifeline: Connection) -> None:

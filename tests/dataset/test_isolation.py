@@ -3,6 +3,8 @@ import signal
 from contextlib import closing
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 from dataset.isolation import in_processes
@@ -50,6 +52,12 @@ def test_a_process_that_is_killed_while_it_has_nothing_to_do_is_replaced():
         others = [process for _, process in made]
     assert len(others) == 2
     assert first not in others
+
+
+def test_a_fork_of_a_process_in_which_opencv_has_threads():
+    cv2.setNumThreads(4)
+    cv2.resize(np.zeros((4000, 4000), np.float32), None, fx=1.3, fy=1.3)
+    assert list(in_processes(abs, [-1], 1, "fork")) == [(-1, 1)]
 
 
 def test_errors_are_raised():
