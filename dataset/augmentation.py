@@ -83,10 +83,8 @@ def draw_crop(
             return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
     if fallback == "whole":
         return 0, 0, height, width
-    if fallback == "centre":
-        side = min(height, width)
-        return (height - side) // 2, (width - side) // 2, side, side
-    raise ValueError(f"fallback {fallback!r} is neither 'whole' nor 'centre'")
+    side = min(height, width)
+    return (height - side) // 2, (width - side) // 2, side, side
 
 
 def draw_augmentation(rng: np.random.Generator, strength: str, seq_len: int) -> dict[str, np.ndarray]:
@@ -98,17 +96,11 @@ def draw_augmentation(rng: np.random.Generator, strength: str, seq_len: int) -> 
     ``grey_channel`` int64 [seq_len], the channel that replaces all three in each frame, -1 for no grey;
     ``blur_sigma`` float32 [], pixels, 0 for no blur; ``flip`` bool [].
     """
-    if strength not in STRENGTHS:
-        raise ValueError(f"strength {strength!r} is none of {', '.join(STRENGTHS)}")
     applied = {operation: rng.random() < p for operation, p in STRENGTHS[strength].items()}
-    factors = (
-        rng.uniform(JITTER_LOW, JITTER_HIGH).astype(np.float32)
-        if applied["jitter"]
-        else JITTER_IDENTITY.copy()
-    )
+    factors = rng.uniform(JITTER_LOW, JITTER_HIGH) if applied["jitter"] else JITTER_IDENTITY
     return {
         "jitter_order": rng.permutation(4) if applied["jitter"] else np.arange(4),
-        "jitter_factors": factors,
+        "jitter_factors": factors.astype(np.float32),
         "grey_channel": rng.integers(3, size=seq_len) if applied["grey"] else np.full(seq_len, -1),
         "blur_sigma": np.array(rng.uniform(*BLUR_SIGMA) if applied["blur"] else 0, np.float32),
         "flip": np.array(applied["flip"]),
@@ -131,9 +123,10 @@ def augment(clips: Tensor, draws: Mapping[str, Tensor], channels_last: bool = Fa
     with torch.autocast(clips.device.type, enabled=False):
         torch.mul(clips.permute(0, 4, 1, 2, 3), 1 / 255, out=x)
         for slot in range(4):
-            for operation, (jitter, identity) in enumerate(JITTER):
-                chosen = (order[:, slot] == operation) & (factors[:, operation] != identity)
-                _apply(x, chosen, jitter, factors[:, operation].view(-1, 1, 1, 1, 1))
+            for number, jitter in enumerate((_brightness, _contrast, _saturation, _hue)):
+                factor = factors[:, number]
+                chosen = (order[:, slot] == number) & (factor != float(JITTER_IDENTITY[number]))
+                _apply(x, chosen, jitter, factor.view(-1, 1, 1, 1, 1))
         _apply(x, grey[:, 0] >= 0, _grey, grey)
         _apply(x, sigma > 0, blur, sigma)
         _apply(x, draws["flip"], _flip)
@@ -144,10 +137,9 @@ def augment_batch(batch: Mapping[str, Any], channels_last: bool = False) -> Tens
     """``augment`` a batch of ``ClipDataset`` items: float32 [B, V, streams, 3, T, S, S]."""
     clips = batch["clips"]
     shape = clips.shape[:3]
-    draws = {
-        name: draw.flatten(0, 1).repeat_interleave(shape[2], dim=0) for name, draw in batch["draws"].items()
-    }
-    return augment(clips.flatten(0, 2), draws, channels_last).unflatten(0, shape)
+    draws = {name: draw.flatten(0, 1) for name, draw in batch["draws"].items()}
+    of_streams = {name: draw.repeat_interleave(shape[2], dim=0) for name, draw in draws.items()}
+    return augment(clips.flatten(0, 2), of_streams, channels_last).unflatten(0, shape)
 
 
 def _clip_by_clip(device: torch.device) -> bool:
@@ -170,9 +162,7 @@ def _apply(x: Tensor, chosen: Tensor, operation: Callable[..., Tensor], *paramet
 
 
 def _normalize(x: Tensor) -> Tensor:
-    mean, std = (
-        torch.tensor(value).view(3, 1, 1, 1).to(x.device, non_blocking=True) for value in (MEAN, STD)
-    )
+    mean, std = torch.tensor([MEAN, STD]).view(2, 3, 1, 1, 1).to(x.device, non_blocking=True)
     return torch.addcmul(-mean / std, x, 1 / std, out=x)
 
 
@@ -206,10 +196,6 @@ def _hue(x: Tensor, shift: Tensor) -> Tensor:
     for channel, weight in zip((red, green, blue), weights, strict=True):
         torch.addcmul(smallest, chroma, weight.clamp_(0, 1), out=channel)
     return x
-
-
-# with the factor that changes nothing
-JITTER = ((_brightness, 1.0), (_contrast, 1.0), (_saturation, 1.0), (_hue, 0.0))
 
 
 def _grey(x: Tensor, channel: Tensor) -> Tensor:

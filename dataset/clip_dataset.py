@@ -1,6 +1,7 @@
 """The dataset of training: random clips of videos of any dataset and stream, uint8, and their draws."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from utils.errors import UserError
 Sample = dict[str, Tensor | dict[str, Tensor] | int | str]
 
 
+@dataclass(eq=False)
 class ClipDataset(Dataset):
     """Random clips of ``videos``; item (epoch, i) is video i as drawn in that epoch.
 
@@ -38,19 +40,13 @@ class ClipDataset(Dataset):
     it.
     """
 
-    def __init__(
-        self,
-        videos: Videos,
-        seq_len: int,
-        ds: int,
-        img_dim: int,
-        seed: int,
-        draw_views: Callable[[np.random.Generator], tuple[View, ...]] = draw_pretrain_views,
-        draw_box: Callable[[np.random.Generator, int, int], Box] = draw_crop,
-    ):
-        self.videos = videos
-        self.seq_len, self.ds, self.img_dim, self.seed = seq_len, ds, img_dim, seed
-        self.draw_views, self.draw_box = draw_views, draw_box
+    videos: Videos
+    seq_len: int
+    ds: int
+    img_dim: int
+    seed: int
+    draw_views: Callable[[np.random.Generator], tuple[View, ...]] = draw_pretrain_views
+    draw_box: Callable[[np.random.Generator, int, int], Box] = draw_crop
 
     def __len__(self) -> int:
         return len(self.videos)

@@ -18,15 +18,11 @@ from dataset.source import FrameSource
 FRAMES_AT_ONCE = 8
 
 Box = tuple[int, int, int, int]  # top, left, height, width in pixels
+Size = tuple[int, int]  # height, width in pixels
 
 
 def read_clips(
-    source: FrameSource,
-    video: int,
-    clips: np.ndarray,
-    boxes: Sequence[Box],
-    reference: tuple[int, int],
-    out: Tensor,
+    source: FrameSource, video: int, clips: np.ndarray, boxes: Sequence[Box], reference: Size, out: Tensor
 ) -> None:
     """Read clips of a video, each frame decoded once: ``out[v, t]`` becomes ``boxes[v]`` of ``clips[v, t]``.
 
@@ -42,34 +38,26 @@ def read_clips(
             first, end = np.searchsorted(indices, (start, start + len(held)))
             if first < end:
                 chosen = [held[i - start] for i in indices[first:end]]
-                crop_resize(chosen, box, out.shape[-2], reference, clip[first:end])
+                clip[first:end] = crop_resize(chosen, box, out.shape[-2], reference)
 
 
-def crop_resize(
-    frames: Sequence[np.ndarray],
-    box: Box,
-    size: int,
-    reference: tuple[int, int] | None = None,
-    out: Tensor | None = None,
-) -> Tensor:
+def crop_resize(frames: Sequence[np.ndarray], box: Box, size: int, reference: Size | None = None) -> Tensor:
     """Cut ``box`` from every frame and resize it to ``size`` x ``size`` pixels, bicubic with antialias.
 
     frames: T arrays, uint8 [H, W, 3]. box: (top, left, height, width) in pixels of a frame of ``reference`` =
     (height, width), by default the first frame's; frames of another size are cut in proportion.
-    Returns uint8 [T, size, size, 3], ``out`` if it is given.
+    Returns uint8 [T, size, size, 3].
     """
     reference = reference or frames[0].shape[:2]
-    step = FRAMES_AT_ONCE if len({frame.shape for frame in frames}) == 1 else 1
-    clip = torch.empty(len(frames), size, size, 3, dtype=torch.uint8) if out is None else out
-    for start in range(0, len(frames), step):
-        chunk = frames[start : start + step]
-        rows, columns = (
-            _scaled(box[axis], box[axis + 2], chunk[0].shape[axis], reference[axis]) for axis in (0, 1)
-        )
-        crops = torch.from_numpy(np.stack([frame[rows, columns] for frame in chunk]))  # [t, h, w, 3]
-        resized = F.interpolate(crops.permute(0, 3, 1, 2), size=(size, size), mode="bicubic", antialias=True)
-        clip[start : start + step] = resized.permute(0, 2, 3, 1)
-    return clip
+    if len({frame.shape for frame in frames}) > 1:
+        return torch.cat([crop_resize([frame], box, size, reference) for frame in frames])
+    height, width = frames[0].shape[:2]
+    top, left, box_height, box_width = box
+    rows = _scaled(top, box_height, height, reference[0])
+    columns = _scaled(left, box_width, width, reference[1])
+    crops = torch.from_numpy(np.stack([frame[rows, columns] for frame in frames]))  # [T, h, w, 3]
+    resized = F.interpolate(crops.permute(0, 3, 1, 2), size=(size, size), mode="bicubic", antialias=True)
+    return resized.permute(0, 2, 3, 1)
 
 
 def _scaled(start: int, extent: int, length: int, expected: int) -> slice:

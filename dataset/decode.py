@@ -14,7 +14,6 @@ import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 
 import av
 import av.filter
@@ -41,9 +40,18 @@ class Report:
     rescaled: int = 0  # frames of another size than the first, scaled to it
     pixel_aspect: Fraction = Fraction(1)  # width by height of a pixel, upright
 
+    def remarks(self) -> str:
+        """What is to be said of faults, if there were any."""
+        faults = {
+            "with faults that the decoder concealed": self.concealed,
+            "that cannot be decoded": self.lost,
+            "of another size than the first, scaled to it": self.rescaled,
+        }
+        return "; ".join(f"{count} frames {what}" for what, count in faults.items() if count)
+
 
 def decode_video(path: str, fps: float | None = None, report: Report | None = None) -> Iterator[np.ndarray]:
-    """Frames that a video file shows: BGR, uint8 [H, W, 3], of the size of the first. Rows may be padded.
+    """Frames that a video file shows: BGR, uint8 [H, W, 3], of the size of the first.
 
     Args:
         fps: give the frame nearest to each tick of this rate, by their time stamps, none twice; None: every
@@ -149,7 +157,7 @@ class VideoFile:
     def __init__(self, path: str, report: Report | None = None, size: tuple[int, int] | None = None):
         self.path = path
         self.size = size
-        self.report = Report() if report is None else report
+        self.report = report or Report()
         self._start: int | None = None  # time stamp of the first frame
         self._end: int | None = None  # and of the end of the last
         self._begun = False
@@ -164,11 +172,7 @@ class VideoFile:
                 cut = any("moov atom not found" in message for _, _, message in messages)
                 reason = "it is cut short, before its index (moov)" if cut else error.strerror
                 raise BrokenVideo(path, f"no frame of {path} can be decoded: {reason}") from error
-        try:
-            self.stream = self._best_stream()
-        except BaseException:
-            self.container.close()
-            raise
+        self.stream = self._best_stream()
 
     def __enter__(self) -> "VideoFile":
         return self
@@ -178,32 +182,24 @@ class VideoFile:
 
     def _best_stream(self) -> av.VideoStream:
         streams = [s for s in self.container.streams.video if not s.disposition & Disposition.attached_pic]
-        if self.container.format.name in TEXT_ART:
-            streams = []
-        if not streams:
+        if not streams or self.container.format.name in TEXT_ART:
             kinds = ", ".join(stream.type for stream in self.container.streams)
-            raise BrokenVideo(
-                self.path, f"no frame of {self.path} can be decoded: no video in it, but {kinds}"
-            )
+            reason = f"no frame of {self.path} can be decoded: no video in it, but {kinds}"
+            raise BrokenVideo(self.path, reason)
         best = self.container.streams.best("video")
         stream = best if best in streams else streams[0]
         if stream.codec_context is None:
-            raise BrokenVideo(self.path, self._undecodable(self._codec_name()))
+            with _messages(av.logging.INFO):
+                described = re.search(r"Video: ([^,]+)", self.container.dumps_format())
+            raise self._undecodable(described[1] if described else "unknown")
         stream.thread_count = 1
         stream.thread_type = "NONE"
         return stream
 
-    def _codec_name(self) -> str:
-        with _messages(av.logging.INFO):
-            described = re.search(r"Video: ([^,]+)", self.container.dumps_format())
-        return described[1] if described else "unknown"
-
-    def _undecodable(self, codec: str) -> str:
-        new = f"{Path(self.path).with_suffix('')}_h264.mp4"
-        return (
-            f"no frame of {self.path} can be decoded (codec {codec}{self._fault}); a full FFmpeg may convert "
-            f"it: ffmpeg -i {shlex.quote(self.path)} -an -c:v libx264 -crf 18 {shlex.quote(new)}"
-        )
+    def _undecodable(self, codec: str) -> BrokenVideo:
+        fault = f"no frame of {self.path} can be decoded (codec {codec}{self._fault})"
+        remedy = f"ffmpeg -i {shlex.quote(self.path)} -an -c:v libx264 -crf 18 OUT.mp4"
+        return BrokenVideo(self.path, f"{fault}; a full FFmpeg may convert it: {remedy}")
 
     def frames(self) -> Iterator[av.VideoFrame]:
         """Frames in the order shown, as they are decoded; faults are counted."""
@@ -279,60 +275,55 @@ class VideoFile:
 
     def picture(self, frame: av.VideoFrame) -> np.ndarray | None:
         """A frame as BGR, uint8 [H, W, 3], upright, of the first's size; None, and counted, if that fails."""
-        kind = (frame.width, frame.height, frame.format.name, int(frame.colorspace), int(frame.color_range))
+        kind = f"video_size={frame.width}x{frame.height}:pix_fmt={frame.format.name}:time_base=1/1"
+        kind += f":colorspace={int(frame.colorspace)}:range={int(frame.color_range)}"
         try:
             if kind != self._graph_input:
-                self._graph, self._graph_input = self._converter(frame, *kind), kind
-            source, _, sink = self._graph
-            source.push(frame)
-            picture = sink.pull()
+                self._graph, self._graph_input = self._converter(frame, kind), kind
+            self._graph.push(frame)
+            picture = self._graph.pull()
         except av.FFmpegError as error:
             self._fault, self._graph_input = f": {error.strerror}", None
             self.report.frames -= 1
             self.report.lost += 1
             return None
         self.report.rescaled += not self._keeps_size
-        plane = picture.planes[0]
-        return np.ndarray(
-            (picture.height, picture.width, 3), np.uint8, plane, strides=(plane.line_size, 3, 1)
-        )
+        return picture.to_ndarray()
 
-    def _converter(
-        self, frame: av.VideoFrame, width: int, height: int, pixels: str, matrix: int, levels: int
-    ) -> tuple[av.filter.context.FilterContext, av.filter.Graph, av.filter.context.FilterContext]:
+    def _converter(self, frame: av.VideoFrame, kind: str) -> av.filter.Graph:
         """The filters by which FFmpeg's own command turns frames upright and into bgr24."""
         across, down, transposed = _orientation(frame)
-        self._keeps_size = self.size == ((width, height) if transposed else (height, width))
+        upright = (frame.width, frame.height) if transposed else (frame.height, frame.width)
+        self._keeps_size = self.size == upright
+        height, width = self.size
+        filters = [
+            (True, "buffer", kind),
+            (transposed, "transpose", "cclock_flip"),
+            (across < 0, "hflip", None),
+            (down < 0, "vflip", None),
+            (True, "scale", f"{width}:{height}"),
+            (True, "format", "bgr24"),
+            (True, "buffersink", None),
+        ]
         graph = av.filter.Graph()
         graph.threads = 1
-        source = f"{width}x{height}:pix_fmt={pixels}:time_base=1/1:colorspace={matrix}:range={levels}"
-        filters = [graph.add("buffer", f"video_size={source}")]
-        if transposed:
-            filters.append(graph.add("transpose", "cclock_flip"))
-        if across < 0:
-            filters.append(graph.add("hflip"))
-        if down < 0:
-            filters.append(graph.add("vflip"))
-        filters.append(graph.add("scale", f"{self.size[1]}:{self.size[0]}"))
-        filters.append(graph.add("format", "bgr24"))
-        filters.append(graph.add("buffersink"))
-        graph.link_nodes(*filters).configure()
-        return filters[0], graph, filters[-1]
+        graph.link_nodes(*(graph.add(name, given) for is_needed, name, given in filters if is_needed))
+        graph.configure()
+        return graph
 
     def check(self) -> None:
         """Raise BrokenVideo unless enough frames were shown, now that all that can be decoded were."""
         shown, lost = self.report.frames, self.report.lost
         if shown == 0:
-            raise BrokenVideo(self.path, self._undecodable(self.stream.codec_context.name))
+            raise self._undecodable(self.stream.codec_context.name)
         if shown == 1:
             raise BrokenVideo(self.path, f"{self.path} shows fewer than two frames")
         there = self._share_there()
         if there < ENOUGH:
             raise BrokenVideo(self.path, f"{self.path} is cut short: about {there:.0%} of it is there")
         if shown < ENOUGH * (shown + lost):
-            raise BrokenVideo(
-                self.path, f"{self.path} is damaged: {lost} of its {shown + lost} frames cannot be decoded"
-            )
+            damage = f"{lost} of its {shown + lost} frames cannot be decoded"
+            raise BrokenVideo(self.path, f"{self.path} is damaged: {damage}")
 
     def _share_there(self) -> float:
         """How much there is of a file that ends before its parts do, or where reading failed; else 1.0."""

@@ -11,7 +11,6 @@ from pathlib import Path
 from dataset.splits import (
     VIDEO_SUFFIXES,
     by_class,
-    class_of,
     class_order,
     composed,
     find_split_lists,
@@ -56,11 +55,12 @@ class Footage:
     ignored: Counter = field(default_factory=Counter)
 
 
-def find_videos(folder: Path) -> Footage:
+def find_videos(folder: Path, in_classes: bool = False) -> Footage:
     """The videos in ``folder`` and the folders below it, in class order.
 
-    Links that lead nowhere or round in a circle and what may not be read are left out. Raises UserError if
-    the folder itself cannot be read or there is no video.
+    Left out are links that lead nowhere or round in a circle, what may not be read and, where labels are
+    needed (``in_classes``), what is not class/video. Raises UserError if the folder itself cannot be read or
+    there is no video.
     """
     videos: dict[str, Video] = {}
     footage = Footage(folder)
@@ -70,6 +70,8 @@ def find_videos(folder: Path) -> Footage:
         if name in videos:
             reason = f"another video has this name: {videos[name].path} is taken"
             footage.left_out[os.path.relpath(path, folder)] = reason
+        elif in_classes and not in_class_folder(name):
+            footage.left_out[name] = "not in a folder of its class (class/video)"
         elif name.encode(errors="ignore").decode().splitlines() != [name]:  # lines, or not UTF-8 on the disk
             footage.left_out[ascii(name)] = "a list of names cannot hold these characters; rename it"
         else:
@@ -116,10 +118,8 @@ def find_videos(folder: Path) -> Footage:
         raise UserError(f"cannot read --videos {folder}: {error.strerror}") from error
     if not videos:
         left_out = "".join(f"; {name}: {reason}" for name, reason in list(footage.left_out.items())[:1])
-        raise UserError(
-            f"no video file and no folder of frames (image_00001.jpg, ...) in {folder}"
-            f"{describe(footage.ignored)}{left_out}"
-        )
+        absent = f"no video file and no folder of frames (image_00001.jpg, ...) in {folder}"
+        raise UserError(f"{absent}{describe(footage.ignored)}{left_out}")
     footage.videos = sorted(videos.values(), key=lambda video: by_class(video.name))
     return footage
 
@@ -145,23 +145,12 @@ def in_class_folder(name: str) -> bool:
     return name.count("/") == 1
 
 
-def keep_to_classes(footage: Footage) -> None:
-    """Leave out what is not class/video, for footage whose labels are needed."""
-    for video in footage.videos:
-        if not in_class_folder(video.name):
-            footage.left_out[video.name] = "not in a folder of its class (class/video)"
-    footage.videos = [video for video in footage.videos if in_class_folder(video.name)]
-
-
 def find_lists(videos: Path, given: Path | None) -> Path | None:
     """Folder of the split lists: ``given``, else VIDEOS_splits beside the videos, or among them; or None."""
     candidates = [given] if given else [videos.with_name(videos.name + "_splits"), videos]
     folder = next((folder for folder in candidates if find_split_lists(folder)), None)
     if given and not folder:
-        raise UserError(
-            f"--splits {given} holds no split lists (trainlist01.txt and testlist01.txt, "
-            "<class>_test_split1.txt, split.csv, train_split01.csv and test_split01.csv)"
-        )
+        raise UserError(f"--splits {given} holds no split lists (trainlist01.txt, ...), see README.md")
     for path in sorted(given.iterdir()) if given else ():
         known = {CLASS_LIST, *(found.path.name for found in find_split_lists(given))}
         if path.suffix in (".txt", ".csv") and path.name not in known:
@@ -170,18 +159,10 @@ def find_lists(videos: Path, given: Path | None) -> Path | None:
 
 
 def copy_lists(lists: Path | None, out: Path) -> None:
-    """Put the split lists into ``out``; the original's CSV become UCF-style lists.
-
-    Raises UserError if other lists lie there.
-    """
+    """Put the split lists into ``out``; raises UserError if other lists lie there."""
     if not lists or lists.resolve() == out.resolve():
         return
-    texts = {}
-    for found in find_split_lists(lists):
-        lines, name = read_lines(found.path), found.path.name
-        if found.kind == "the original's lists":
-            lines, name = found.read()[found.part], f"{found.part}list{found.split:02d}.txt"
-        texts[name] = lines
+    texts = {found.path.name: read_lines(found.path) for found in find_split_lists(lists)}
     strangers = [found.path for found in find_split_lists(out) if found.path.name not in texts]
     if strangers:
         raise UserError(f"{strangers[0]} is not among the lists in {lists}; keep only one of the two")
@@ -208,8 +189,7 @@ def class_list(out: Path, prepared: set[str], found: set[str]) -> list[str]:
     """
     if not all(map(in_class_folder, prepared)):
         return []
-    listed = {class_of(name) for name in listed_in(out, found)}
-    classes = class_order(prepared | {name for name in found if class_of(name) in listed})
+    classes = class_order(prepared | (listed_in(out, found) & found))
     path = out / CLASS_LIST
     lines = read_lines(path) if path.is_file() else []
     official = [composed(line.split(maxsplit=1)[-1].strip()) for line in lines]

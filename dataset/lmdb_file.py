@@ -21,15 +21,14 @@ class LmdbFile:
 
     def __init__(self, path: str):
         self.path = path
-        self._handle = os.open(os.path.join(path, "data.mdb") if os.path.isdir(path) else path, os.O_RDONLY)
+        self._file = open(os.path.join(path, "data.mdb") if os.path.isdir(path) else path, "rb", buffering=0)
         if hasattr(os, "posix_fadvise"):  # macOS has none
-            os.posix_fadvise(self._handle, 0, 0, os.POSIX_FADV_RANDOM)
-        self._size = os.fstat(self._handle).st_size
+            os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+        self._size = os.fstat(self._file.fileno()).st_size
         newest, self.page_size = -1, 0
-        for at in (0, None):  # of the two headers the one of the newer transaction counts
-            magic, version, self.page_size, root, last, transaction = struct.unpack(
-                "<16xII16xI84xQQQ", self.read(self.page_size if at is None else at, 152)
-            )
+        for page in (0, 1):  # of the two headers the one of the newer transaction counts
+            head = struct.unpack("<16xII16xI84xQQQ", self.read(page * self.page_size, 152))
+            magic, version, self.page_size, root, last, transaction = head
             if magic != MAGIC or version != 1 or not 256 <= self.page_size <= 1 << 16:
                 raise ValueError("its header is not that of an LMDB file")
             if transaction > newest:
@@ -40,13 +39,9 @@ class LmdbFile:
     def __reduce__(self):
         return LmdbFile, (self.path,)
 
-    def __del__(self):
-        if hasattr(self, "_handle"):
-            os.close(self._handle)
-
     def read(self, offset: int, size: int) -> bytes:
         """That part of the file; ValueError where the file ends before it does."""
-        part = os.pread(self._handle, size, offset) if offset + size <= self._size else b""
+        part = os.pread(self._file.fileno(), size, offset) if offset + size <= self._size else b""
         if len(part) < size:
             raise ValueError(f"damaged or cut short: it ends before byte {offset + size}")
         return part
@@ -72,15 +67,12 @@ class LmdbFile:
                     size, kind = struct.unpack_from("<IH", page, nodes[place])
                     at = nodes[place] + 8 + len(key)
                     if kind & OVERFLOW_VALUE:
-                        return Value(
-                            self, struct.unpack_from("<Q", page, at)[0] * self.page_size + HEADER, size
-                        )
+                        number, at = struct.unpack_from("<Q", page, at)[0], HEADER
                     return Value(self, number * self.page_size + at, size)
                 if not flags & BRANCH:
                     break
-                low, high = struct.unpack_from(
-                    "<IH", page, nodes[bisect_right(nodes, key, lo=1, key=key_of) - 1]
-                )
+                below = nodes[bisect_right(nodes, key, lo=1, key=key_of) - 1]
+                low, high = struct.unpack_from("<IH", page, below)
                 number = low | high << 32
         raise ValueError(f"page {number} is damaged")
 

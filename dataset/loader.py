@@ -2,10 +2,11 @@
 
 import argparse
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from dataset.clip_dataset import ClipDataset
 from dataset.registry import open_videos, parse_name
@@ -57,22 +58,13 @@ def make_loader(
 
     Raises UserError for fewer videos than a batch.
     """
-    workers = min(workers, available_cores())
-    check_shared_memory(batch_size * dataset.item_bytes(), workers)
     batches = ShuffledBatches(len(dataset), batch_size, rank, world_size, dataset.seed)
     if len(batches) == 0:
-        raise UserError(
-            f"{len(dataset)} videos are fewer than one batch of {batch_size} on each of {world_size} "
-            "processes; lower --batch_size"
-        )
-    return DataLoader(
-        dataset,
-        batch_sampler=batches,
-        num_workers=workers,
-        pin_memory=device.type == "cuda",
-        persistent_workers=workers > 0,
-        worker_init_fn=start_worker,
-    )
+        needed = f"one batch of {batch_size} on each of {world_size} processes"
+        raise UserError(f"{len(dataset)} videos are fewer than {needed}; lower --batch_size")
+    workers = min(workers, available_cores())
+    options = {"batch_sampler": batches, "persistent_workers": workers > 0}
+    return _loader(dataset, batch_size * dataset.item_bytes(), workers, device, options)
 
 
 def window_loader(
@@ -81,15 +73,15 @@ def window_loader(
     """Every ``world_size``-th item from ``rank`` on, one at a time: together the ranks see each item once."""
     share = range(rank, len(dataset), world_size)
     workers = min(workers, available_cores(), len(share))
-    check_shared_memory(dataset.item_bytes(), workers)
-    return DataLoader(
-        dataset,
-        batch_size=None,
-        sampler=share,
-        num_workers=workers,
-        pin_memory=device.type == "cuda",
-        worker_init_fn=start_worker,
-    )
+    return _loader(dataset, dataset.item_bytes(), workers, device, {"batch_size": None, "sampler": share})
+
+
+def _loader(
+    dataset: Dataset, item_bytes: int, workers: int, device: torch.device, options: dict[str, Any]
+) -> DataLoader:
+    check_shared_memory(item_bytes, workers)
+    options |= {"num_workers": workers, "worker_init_fn": start_worker}
+    return DataLoader(dataset, pin_memory=device.type == "cuda", **options)
 
 
 def pretraining_loader(
@@ -101,11 +93,9 @@ def pretraining_loader(
     """
     name = parse_name(args.dataset)
     if name.clips != 2 or len(name.streams) != streams:
-        ending = "-2stream-2clip" if streams == 2 else "-2clip or NAME-f-2clip"
-        raise UserError(
-            f"--dataset {args.dataset}: this training needs two clips of {streams} stream(s) per video, "
-            f"that is {name.base}{ending.replace('NAME', name.base)}"
-        )
+        right = f"{name.base}-2stream-2clip" if streams == 2 else f"{name.base}-2clip or {name.base}-f-2clip"
+        needed = f"two clips of {streams} stream(s) per video, that is {right}"
+        raise UserError(f"--dataset {args.dataset}: this training needs {needed}")
     videos = open_videos(args.dataset, "train", args.seq_len, args.ds, args.data_root, vars(args))
     dataset = ClipDataset(videos, args.seq_len, args.ds, args.img_dim, args.seed)
     return make_loader(dataset, args.batch_size, args.workers, rank, world_size, device)

@@ -32,13 +32,6 @@ def add_clip_options(group: argparse._ActionsContainer, workers: int) -> None:
     group.add_argument("--seq_len", type=positive_int, default=32, help="frames per clip")
     group.add_argument("--ds", type=positive_int, default=1, help="stride between the frames of a clip")
     group.add_argument("--img_dim", type=positive_int, default=128, help="side of the frames in pixels")
-    group.add_argument(
-        "--batch_size", type=positive_int, default=32, help="videos per process and step; windows in tests"
-    )
-    group.add_argument(
-        "-j",
-        "--workers",
-        type=non_negative_int,
-        default=workers,
-        help="loader processes per training process, as many as there are cores at most",
-    )
+    group.add_argument("--batch_size", type=positive_int, default=32, help="videos, or windows, per process")
+    loaders = "loader processes per training process, at most one per core"
+    group.add_argument("-j", "--workers", type=non_negative_int, default=workers, help=loaders)

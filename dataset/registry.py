@@ -77,33 +77,30 @@ class Videos:
 class SourceFacts:
     """A kind of sources.
 
-    label: what messages call it. streams: those that it can have. open: makes it of a path. default_path: in
-    the folder of a dataset, by stream. is_footage: it is a folder in which train/, val/ and lists lie, not a
+    label: what messages call it. open: makes it of a path. places: where it lies in the folder of a dataset,
+    by the streams that it can have. is_footage: it is a folder in which train/, val/ and lists lie, not a
     file beside these.
     """
 
     label: str
-    streams: tuple[str, ...]
     open: Callable[[Path], FrameSource]
-    default_path: Callable[[str], str]
+    places: dict[str, str]
     is_footage: bool = False
 
 
+DATABASES = {stream: facts.database for stream, facts in STREAMS.items()}
 SOURCES = {  # by the end of options such as --rgb_lmdb; of a dataset that has several the first counts
-    "lmdb": SourceFacts("database", tuple(STREAMS), VideoStore, lambda stream: STREAMS[stream].database),
-    "videos": SourceFacts("folder of videos", ("rgb",), VideoFiles, lambda stream: "videos", is_footage=True),
+    "lmdb": SourceFacts("database", VideoStore, DATABASES),
+    "videos": SourceFacts("folder of videos", VideoFiles, {"rgb": "videos"}, is_footage=True),
 }
 
 
 def source_options() -> dict[str, str]:
     """Help by name of the options that say where a stream lies: "rgb_lmdb", ..."""
     return {
-        f"{stream}_{kind}": (
-            f"{STREAMS[stream].label} {facts.label}, if it is not at "
-            f"DATA_ROOT/NAME/{facts.default_path(stream)}"
-        )
+        f"{stream}_{kind}": f"{STREAMS[stream].label} {facts.label}, if it is not at DATA_ROOT/NAME/{place}"
         for kind, facts in SOURCES.items()
-        for stream in facts.streams
+        for stream, place in facts.places.items()
     }
 
 
@@ -113,7 +110,7 @@ def locate(
     """(key of ``SOURCES``, path) of each stream: by an option ``given``, else the first in ROOT/NAME."""
     found = {}
     for stream in dataset.streams:
-        kinds = [kind for kind, facts in SOURCES.items() if stream in facts.streams]
+        kinds = [kind for kind, facts in SOURCES.items() if stream in facts.places]
         places = {kind: Path(given[f"{stream}_{kind}"]) for kind in kinds if given.get(f"{stream}_{kind}")}
         if len(places) > 1:
             options = " and ".join(f"--{stream}_{kind}" for kind in places)
@@ -121,10 +118,13 @@ def locate(
         for kind in () if places else kinds:
             folder = data_root / dataset.base
             above = folder if SOURCES[kind].is_footage else _folder_of(part, dataset, folder)
-            places[kind] = above / SOURCES[kind].default_path(stream)
+            places[kind] = above / SOURCES[kind].places[stream]
         kind = next((kind for kind, path in places.items() if path.exists()), None)
         if kind is None:
-            raise UserError(_absent(data_root, stream, places))
+            absent = " and no ".join(f"{SOURCES[kind].label} at {path}" for kind, path in places.items())
+            options = ", ".join(f"--{stream}_{kind}" for kind in kinds)
+            remedy = f"set --data_root, $COCLR_DATA or {options}, or make one by 'python -m dataset.prepare'"
+            raise UserError(f"no {STREAMS[stream].label} {absent}; {remedy}")
         path = places[kind]
         found[stream] = kind, _folder_of(part, dataset, path) if SOURCES[kind].is_footage else path
     return found
@@ -132,19 +132,6 @@ def locate(
 
 def _folder_of(part: str, dataset: DatasetName, folder: Path) -> Path:
     return folder / PART_FOLDERS[part] if lies_in_parts(dataset.base, folder) else folder
-
-
-def _absent(data_root: Path, stream: str, places: Mapping[str, Path]) -> str:
-    """What to say of a stream that is at none of its ``places``."""
-    absent = " and no ".join(f"{SOURCES[kind].label} at {path}" for kind, path in places.items())
-    options = ", ".join(f"--{stream}_{kind}" for kind in places)
-    datasets = []
-    if data_root.is_dir():
-        datasets = sorted(path.name for path in data_root.iterdir() if path.is_dir())
-    return (
-        f"no {STREAMS[stream].label} {absent}; set {options}, --data_root or $COCLR_DATA, or make a database "
-        f"by 'python -m dataset.prepare'; the datasets in {data_root}: {', '.join(datasets) or 'none'}"
-    )
 
 
 def open_videos(
@@ -170,18 +157,13 @@ def open_videos(
     names = [video for video in stores[first].names if all(video in p for p in position.values())]
     names, classes, origin = _split(dataset, part, split, names, *places[first], root)
     log.info("%s %s: %d videos (%s)", name, part, len(names), origin)
-    if not names:
-        raise UserError(
-            f"{name}: the {part} split is empty, none of its videos is in {places[first][1]} ({origin}); "
-            "check the lists and the videos"
-        )
-
     positions = {s: np.array([position[s][video] for video in names], dtype=np.int64) for s in stores}
     frames = np.min([stores[s].frame_counts()[positions[s]] for s in stores], axis=0)
     keep = long_enough(frames, seq_len, ds, dataset.facts.whole_clip)
     clip = f"--seq_len {seq_len} --ds {ds}"
     if not keep.any():
-        raise UserError(f"no video of {name} ({part}) in {places[first][1]} is long enough for {clip}")
+        absent = f"none of {len(names)} videos in {places[first][1]} is long enough for {clip}"
+        raise UserError(f"{name}: the {part} split is empty ({origin}), {absent}")
     too_short = int((~keep).sum())
     if too_short:
         log.info("%s %s: left out %d videos too short for %s, or unreadable", name, part, too_short, clip)
@@ -200,9 +182,7 @@ def _split(
     folder = path if is_footage else path.parent
     lies_apart = folder.name in PART_FOLDERS.values()
     top = folder.parent if lies_apart else folder
-    lists = folder
-    if is_footage:
-        lists = find_lists(top, None) or data_root / dataset.base
+    lists = (find_lists(top, None) or data_root / dataset.base) if is_footage else folder
     if dataset.base in DATASETS or find_split_lists(lists):
         names = [name for name in names if in_class_folder(name)]
     beside = lists if is_footage else top

@@ -5,8 +5,8 @@ import itertools
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -91,13 +91,13 @@ def _read_ucf_list(path: Path, part: str) -> dict[str, list[str]]:
 
 def _read_hmdb51_list(path: Path, label: str) -> dict[str, list[str]]:
     """Lines "video.avi 1" of training, 2 of test and 0 of unused videos of one class."""
-    parts: dict[str, list[str]] = {"train": [], "test": [], "unused": []}
+    parts: dict[str, list[str]] = {"0": [], "1": [], "2": []}
     for line in read_lines(path):
         name, _, flag = line.strip().rpartition(" ")
-        if flag not in ("0", "1", "2"):
+        if flag not in parts:
             raise UserError(f"{path}: {line!r} should be 'name.avi 0|1|2'")
-        parts[("unused", "train", "test")[int(flag)]].append(f"{label}/{name}")
-    return parts
+        parts[flag].append(f"{label}/{name}")
+    return {"train": parts["1"], "test": parts["2"]}
 
 
 def _read_split_csv(path: Path, _: str) -> dict[str, list[str]]:
@@ -124,8 +124,7 @@ LISTS = {  # by what they are: the names of the files, what reads one; the first
 }
 
 
-@dataclass(frozen=True)
-class SplitList:
+class SplitList(NamedTuple):
     """A file that lists videos of a ``split``: ``part``: "train", "test", the class of HMDB51's, or empty."""
 
     path: Path
@@ -149,9 +148,9 @@ def find_split_lists(folder: Path) -> list[SplitList]:
             match = re.fullmatch(pattern, path.name)
             if match:
                 part = "test" if match["part"] == "val" else match["part"]
-                split = int(match["split"] or 1)
-                first = found.setdefault((kind, part, split), SplitList(path, kind, part, split))
-                if first.path != path:
+                this = SplitList(path, kind, part, int(match["split"] or 1))
+                first = found.setdefault(this[1:], this)
+                if first != this:
                     raise UserError(f"{first.path} and {path} are the same list; keep one of them")
     return list(found.values())
 
@@ -162,17 +161,17 @@ def read_lists(folder: Path, split: int, names: Iterable[str]) -> tuple[dict[str
     Raises UserError for one that cannot be read, or that stands alone.
     """
     lists = [found for found in find_split_lists(folder) if found.split == split or found.kind == "split.csv"]
-    kind = next((kind for kind in LISTS if any(found.kind == kind for found in lists)), None)
-    if kind is None:
+    if not lists:
         return None
+    kind = min((found.kind for found in lists), key=list(LISTS).index)
     lists = [found for found in lists if found.kind == kind]
     if len(lists) == 1 and lists[0].part in ("train", "test"):
         raise UserError(f"{lists[0].path} needs a list of the other part of split {split} beside it")
-    lines = [found.read() for found in lists]
-    return {
-        part: listed_videos(itertools.chain(*(read.get(part, ()) for read in lines)), names)
-        for part in ("train", "test")
-    }, kind
+    lines: dict[str, list[str]] = {"train": [], "test": []}
+    for found in lists:
+        for part, read in found.read().items():
+            lines[part] += read
+    return {part: listed_videos(lines[part], names) for part in lines}, kind
 
 
 def listed_videos(lines: Iterable[str], names: Iterable[str]) -> list[str]:
@@ -213,6 +212,5 @@ def find_split(base: str, folder: Path, names: Sequence[str], split: int) -> tup
         raise UserError(f"no HMDB51 lists (<class>_test_split{split}.txt) in {folder}; put them there")
     if split != 1:
         raise UserError(f"no lists for split {split} in {folder}; only split 1 can be even, without")
-    return even_split(
-        names
-    ), f"no lists in {folder}: an even split, every fourth video of a class for testing"
+    origin = f"no lists in {folder}: an even split, every fourth video of a class for testing"
+    return even_split(names), origin

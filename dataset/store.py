@@ -46,14 +46,14 @@ class VideoStore:
         try:
             self._file = LmdbFile(self.path)
         except (OSError, ValueError, struct.error) as error:
-            raise UserError(
+            message = (
                 f"{self.path} is not an LMDB database or damaged ({error}); prepare or download it again"
-            ) from error
+            )
+            raise UserError(message) from error
         order = self._meta("__order__")
         if not isinstance(order, list) or not all(isinstance(name, bytes) for name in order):
             raise UserError(
-                f"{self.path} lacks a list __order__ of video names: not a database of videos, or not one "
-                "written to the end; prepare or download it again"
+                f"{self.path} lacks a list __order__ of video names; prepare or download it again"
             )
         self.names = [name.decode("utf-8", "surrogateescape") for name in order]
 
@@ -65,21 +65,17 @@ class VideoStore:
 
         Taken from ``__vlen__`` and ``__keys__`` where these are complete, else from the head of each record.
         """
-        keys, lengths = self._meta("__keys__"), self._meta("__vlen__")
-        counts = np.zeros(len(self), dtype=np.int64)
-        if isinstance(keys, list) and isinstance(lengths, list) and len(keys) == len(lengths) == len(self):
-            positions = {_key(i): i for i in range(len(self))}
-            if (
-                all(isinstance(key, bytes) for key in keys)
-                and positions.keys() == set(keys)
-                and all(isinstance(n, int) and 0 <= n < 1 << 32 for n in lengths)
-            ):
-                counts[[positions[key] for key in keys]] = lengths
-                return counts
-        for position in range(len(self)):
-            with contextlib.suppress(BrokenVideo):
-                counts[position] = self.num_frames(position)
-        return counts
+        try:
+            frames = dict(zip(self._meta("__keys__"), self._meta("__vlen__"), strict=True))
+            return np.array([frames[_key(position)] for position in range(len(self))], np.int64)
+        except (TypeError, ValueError, KeyError, OverflowError):
+            return np.array([self._frames_or_none(position) for position in range(len(self))], np.int64)
+
+    def _frames_or_none(self, position: int) -> int:
+        try:
+            return self.num_frames(position)
+        except BrokenVideo:
+            return 0
 
     def num_frames(self, position: int) -> int:
         """Frames of one video, from the head of its record; BrokenVideo if missing or not a list."""
@@ -108,8 +104,8 @@ class VideoStore:
         Raises BrokenVideo for a record that is missing, of another type or cut short, and for an index out of
         range.
         """
-        frames: dict[int, bytes] = {}
         asked = set(indices)
+        frames: dict[int, bytes] = {}
         with self._record(position) as record:
             unpacker, count = _open_list(record, READ_BYTES)
             for i in asked:
@@ -117,14 +113,13 @@ class VideoStore:
                     raise IndexError(f"frame {i} asked of a record of {count}")
             for i in range(max(asked, default=-1) + 1):
                 try:
-                    if i in asked:
-                        frames[i] = unpacker.unpack()
-                    else:
-                        unpacker.skip()
+                    frame = unpacker.unpack() if i in asked else unpacker.skip()
                 except msgpack.OutOfData:
                     raise ValueError(f"the record ends before the end of frame {i} of {count}") from None
-                if i in asked and not isinstance(frames[i], bytes):
-                    raise ValueError(f"frame {i} is not a string of bytes")
+                if i in asked:
+                    frames[i] = frame
+            if not all(isinstance(frame, bytes) for frame in frames.values()):
+                raise ValueError("a frame is not a string of bytes")
         return [frames[i] for i in indices]
 
     def read_record(self, position: int) -> bytes:
@@ -189,21 +184,17 @@ def writing(path: str | os.PathLike) -> Iterator[Callable[[str, bytes, int], Non
     unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     order: list[str] = []
     frames: list[int] = []
-    sizes: list[int] = []
     batch: list[tuple[bytes, bytes]] = []
 
     def add(name: str, record: bytes, count: int) -> None:
         batch.append((_key(len(order)), record))
         order.append(name)
         frames.append(count)
-        sizes.append(len(record))
         if sum(len(value) for _, value in batch) >= BATCH_BYTES:
-            with _write_errors(path):
-                _commit(environment, batch)
+            _commit(environment, batch)
 
     try:
-        with _write_errors(path):
-            environment = lmdb.open(str(unfinished), subdir=False, lock=False, map_size=1 << 26, sync=False)
+        environment = lmdb.open(str(unfinished), subdir=False, lock=False, map_size=1 << 26, sync=False)
         with contextlib.closing(environment):
             yield add
             in_class_order = sorted(range(len(order)), key=lambda i: by_class(order[i]))
@@ -214,35 +205,15 @@ def writing(path: str | os.PathLike) -> Iterator[Callable[[str, bytes, int], Non
                 "__vlen__": [frames[i] for i in in_class_order],
             }
             batch += [(key.encode(), msgpack.packb(value, use_bin_type=False)) for key, value in meta.items()]
-            with _write_errors(path):
-                _commit(environment, batch)  # keys ascend throughout: digits come before the underscore
-                environment.sync(True)
-        _check_whole(unfinished, path, order, sizes)
+            _commit(environment, batch)  # keys ascend throughout: digits come before the underscore
+            environment.sync(True)
         with write_atomically(f"{path}-order") as file:
             file.write("".join(f"{name}\n" for name in order).encode())
-        with _write_errors(path):
-            os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def _check_whole(unfinished: Path, path: Path, order: list[str], sizes: list[int]) -> None:
-    """Read names and sizes of records back from what will be ``path``; raises UserError if they differ."""
-    try:
-        written = VideoStore(unfinished)
-        found = written.names, [written.record_size(position) for position in range(len(written))]
-    except (UserError, BrokenVideo) as error:
-        found = str(error)
-    if found != (order, sizes):
-        raise UserError(f"{path} is not what was written to it; is the disk sound? Start again")
-
-
-@contextlib.contextmanager
-def _write_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
+        os.replace(unfinished, path)
     except (lmdb.Error, OSError) as error:
         raise UserError(f"cannot write {path}: {error}; make room or mend it and start again") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def _commit(environment: lmdb.Environment, batch: list[tuple[bytes, bytes]]) -> None:

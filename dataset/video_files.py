@@ -18,17 +18,16 @@ from typing import Any, BinaryIO
 
 import cv2
 import numpy as np
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from dataset.decode import FrameIndex, index_frames, read_frames
 from dataset.footage import Video, find_videos
+from dataset.isolation import in_processes
 from dataset.source import BrokenVideo
 from dataset.store import shuffled
 from utils.cores import available_cores
 from utils.errors import UserError
 from utils.files import cache_folder, lock, write_atomically
-from utils.workers import READ_AHEAD, start_worker
 
 log = logging.getLogger("coclr")
 
@@ -114,22 +113,13 @@ def unpack(entry: Entry) -> FrameIndex:
     return FrameIndex(np.cumsum(steps), np.array(entry["keys"]), tuple(entry["size"]))
 
 
-class _Indexing(Dataset):
-    """Item i is the index entry of ``videos[i]``."""
-
-    def __init__(self, videos: Sequence[Video]):
-        self.videos = videos
-
-    def __len__(self) -> int:
-        return len(self.videos)
-
-    def __getitem__(self, i: int) -> Entry:
-        path = self.videos[i].path
-        state = state_of(path)
-        try:
-            return state | pack(index_frames(path))
-        except BrokenVideo as error:
-            return state | {"broken": error.reason}
+def make_entry(video: Video) -> Entry:
+    """Decode a video for its entry in the index."""
+    state = state_of(video.path)
+    try:
+        return state | pack(index_frames(video.path))
+    except BrokenVideo as error:
+        return state | {"broken": error.reason}
 
 
 def state_of(path: str) -> Entry:
@@ -180,48 +170,25 @@ def _lock_index(folder: Path) -> tuple[Path, BinaryIO]:
         cached.parent.mkdir(parents=True, exist_ok=True)
         return cached, lock(cached.with_suffix(".lock"))
     except OSError as error:
-        raise UserError(
-            f"cannot write the index of {folder}, there or in {cached.parent}: {error.strerror}; set "
-            "$COCLR_CACHE"
-        ) from error
+        places = f"there or in {cached.parent}: {error.strerror}"
+        raise UserError(f"cannot write the index of {folder}, {places}; set $COCLR_CACHE") from error
 
 
 def _make_entries(missing: Sequence[Video], entries: dict[str, Entry], path: Path) -> None:
-    """Add the entries of the ``missing`` videos and save all to ``path``, now and then and at the end.
-
-    When a decoder ends its process, those that were under way are tried again, each by itself.
-    """
+    """Add the entries of the ``missing`` videos and save all to ``path``, now and then and at the end."""
     log.info("looking for the frames of %d videos, once: the index is kept in %s", len(missing), path)
-    parts = [list(missing)]
     saved = time.monotonic()
+    made = in_processes(make_entry, missing, available_cores())
     try:
-        with tqdm(total=len(missing), desc="index", unit="video", disable=None, leave=False) as bar:
-            while parts:
-                part, done = parts.pop(), 0
-                workers = min(available_cores(), len(part))
-                try:
-                    for entry in _loader(part, workers):
-                        entries[part[done].name] = entry
-                        done += 1
-                        bar.update()
-                        if time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
-                            _write_index(entries, path)
-                            saved = time.monotonic()
-                except RuntimeError as error:
-                    if "DataLoader worker" not in str(error):
-                        raise
-                    if len(part) == 1:
-                        entries[part[0].name] = state_of(part[0].path) | {"broken": CRASHED}
-                        bar.update()
-                    else:
-                        begun = done + READ_AHEAD * workers
-                        parts += [part[begun:], *([video] for video in reversed(part[done:begun]))]
+        with contextlib.closing(made), tqdm(total=len(missing), desc="index", disable=None) as bar:
+            for video, entry in made:
+                entries[video.name] = entry or state_of(video.path) | {"broken": CRASHED}
+                bar.update()
+                if time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
+                    _write_index(entries, path)
+                    saved = time.monotonic()
     finally:
         _write_index(entries, path)
-
-
-def _loader(videos: Sequence[Video], workers: int) -> DataLoader:
-    return DataLoader(_Indexing(videos), batch_size=None, num_workers=workers, worker_init_fn=start_worker)
 
 
 def _write_index(entries: dict[str, Entry], path: Path) -> None:

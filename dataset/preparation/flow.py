@@ -1,12 +1,9 @@
 """Optical flow between neighbouring frames, and the form in which it is stored."""
 
 import functools
-from collections.abc import Callable
 
 import cv2
 import numpy as np
-
-from utils.errors import UserError
 
 # The methods and by whom they are: what gives other numbers has another name. TV-L1's bicubic warping is
 # OpenCV's, which version 5 has changed.
@@ -20,19 +17,16 @@ def compute_flow(previous: np.ndarray, following: np.ndarray, method: str = "tvl
         previous, following: uint8 [H, W]. method: "tvl1" (Zach et al. 2007, as the released databases hold)
         or "dis" (Kroeger et al. 2016, quick).
     """
-    return _flow_method(method)(previous, following)
+    if method == "dis":
+        return _dis().calc(previous, following, None)
+    from dataset.preparation.tvl1 import tvl1  # numba takes a second to import
+
+    return tvl1(previous, following)
 
 
 @functools.cache
-def _flow_method(method: str) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    if method == "tvl1":
-        from dataset.preparation.tvl1 import tvl1  # numba takes a second to import
-
-        return tvl1
-    if method == "dis":
-        dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-        return lambda previous, following: dis.calc(previous, following, None)
-    raise UserError(f"unknown flow method {method!r}; choose from {', '.join(METHODS)}")
+def _dis() -> cv2.DISOpticalFlow:
+    return cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
 
 
 def warm_up(method: str) -> None:

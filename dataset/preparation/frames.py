@@ -2,20 +2,20 @@
 
 import functools
 import os
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
 from fractions import Fraction
+from pathlib import Path
 
 import cv2
 import numpy as np
 
 from dataset.decode import Report, decode_video
-from dataset.footage import Video
-from dataset.jpeg import decode, encode
+from dataset.footage import IMAGE, Video
+from dataset.jpeg import decode, decode_whole, encode
 from dataset.preparation.flow import METHODS, compute_flow, encode_flow
-from dataset.preparation.frame_folders import frame_files, read_flow_files, read_jpegs
-from dataset.store import BrokenVideo
+from dataset.source import BrokenVideo
 
 
 @dataclass(frozen=True)
@@ -28,25 +28,23 @@ class Options:
     short_side: int | None = None
     fps: float | None = None
     quality: int = 90
-    flow_by: str | None = field(init=False)
 
-    def __post_init__(self):
-        object.__setattr__(self, "flow_by", METHODS[self.flow] if "flow" in self.streams else None)
+    def noted(self) -> dict:
+        """The form that is kept beside the databases, with who computed the flow."""
+        flow_by = METHODS[self.flow] if "flow" in self.streams else None
+        return asdict(self) | {"streams": list(self.streams), "flow_by": flow_by}
 
 
-def make_frames(
-    video: Video, options: Options, flow_clock: list[float], report: Report | None = None
-) -> Iterator[tuple[str, bytes]]:
+def make_frames(video: Video, options: Options, report: Report | None = None) -> Iterator[tuple[str, bytes]]:
     """JPEG frames of a video as they come off the decoder: ("rgb", bytes), ("flow", bytes), ...
 
-    Flow is computed between the RGB frames as stored, that is after resizing and JPEG. Seconds spent in the
-    flow method are added to ``flow_clock[0]``; what decoding a video file met goes to ``report``. Raises
-    BrokenVideo.
+    Flow is computed between the RGB frames as stored, that is after resizing and JPEG. What decoding a video
+    file met goes to ``report``. Raises BrokenVideo, for what the system says of a file too.
     """
-    files = frame_files(video) if os.path.isdir(video.path) else None
-    flow_given = files is not None and ("flow" in files or "flow_x" in files) and options.short_side is None
-    previous = None
     try:
+        files = frame_files(video) if os.path.isdir(video.path) else None
+        flow_given = bool(files and files.keys() - {"rgb"}) and options.short_side is None
+        previous = None
         for jpeg in _rgb_frames(video, files, options, report or Report()):
             if "rgb" in options.streams:
                 yield "rgb", jpeg
@@ -55,14 +53,15 @@ def make_frames(
                 if previous is not None:
                     if grey.shape != previous.shape:
                         raise BrokenVideo(video.name, f"frame sizes differ: {previous.shape}, {grey.shape}")
-                    start = time.perf_counter()
-                    flow = compute_flow(previous, grey, options.flow)
-                    flow_clock[0] += time.perf_counter() - start
-                    yield "flow", encode(encode_flow(flow, options.bound)[..., ::-1], options.quality)
+                    flow = encode_flow(compute_flow(previous, grey, options.flow), options.bound)
+                    yield "flow", encode(flow[..., ::-1], options.quality)
                 previous = grey
         if "flow" in options.streams and flow_given:
             for jpeg in read_flow_files(video, files, options.quality):
                 yield "flow", jpeg
+    except OSError as error:
+        what = error.filename or video.path
+        raise BrokenVideo(video.name, f"cannot read {what}: {error.strerror or error}") from error
     except cv2.error as error:
         raise BrokenVideo(video.name, f"OpenCV: {error.err or error}") from error
 
@@ -73,13 +72,14 @@ def _rgb_frames(
     if files is None:
         for frame in decode_video(video.path, options.fps, report):
             yield encode(resize(frame, options.short_side, report.pixel_aspect), options.quality)
-        return
-    if options.fps is not None:
+    elif options.fps is not None:
         raise BrokenVideo(video.name, "--fps needs a video file: a folder of frames does not say its rate")
-    for jpeg in read_jpegs(video, files.get("rgb", ())):
-        if options.short_side is not None:
-            jpeg = encode(resize(decode(jpeg, cv2.IMREAD_COLOR), options.short_side), options.quality)
-        yield jpeg
+    elif options.short_side is None:
+        yield from read_jpegs(video, files.get("rgb", ()))
+    else:
+        for jpeg in read_jpegs(video, files.get("rgb", ())):
+            frame = decode(jpeg, cv2.IMREAD_COLOR)
+            yield encode(resize(frame, options.short_side), options.quality)
 
 
 def resize(frame: np.ndarray, short_side: int | None, pixel_aspect: Fraction = Fraction(1)) -> np.ndarray:
@@ -101,3 +101,55 @@ def scaled_size(
     square = width * pixel_aspect
     scale = short_side / min(height, square)
     return (round(square * scale), round(height * scale)), scale >= 1
+
+
+def frame_files(video: Video) -> dict[str, list[str]]:
+    """Paths of extracted frames by number: "rgb" image_00001.jpg ..., "flow_x", "flow_y", or "flow" of 3.
+
+    Raises BrokenVideo where the numbers have gaps or are not the same for all kinds: flow would not belong to
+    its frame. The last frame has no flow; one that some tools repeat there is dropped.
+    """
+    found: dict[str, list[tuple[int, str]]] = defaultdict(list)
+    for match in filter(None, map(IMAGE.match, os.listdir(video.path))):
+        kind = (match["flow"] or "rgb").lower()
+        found[kind].append((int(match["number"]), os.path.join(video.path, match.string)))
+    first = min((number for files in found.values() for number, _ in files), default=0)
+    for kind, files in found.items():
+        for expected, (number, _) in enumerate(sorted(files), first):
+            if number != expected:
+                fault = "missing" if number > expected else "there twice"
+                what = f"{kind} file number {min(number, expected)}"
+                raise BrokenVideo(video.name, f"{what} is {fault} in {video.path}")
+    paths = {kind: [path for _, path in sorted(files)] for kind, files in found.items()}
+    if len(paths.get("flow_x", ())) != len(paths.get("flow_y", ())):
+        raise BrokenVideo(video.name, f"flow_x and flow_y files in {video.path} do not pair up")
+    if "rgb" in paths:
+        frames = len(paths["rgb"])
+        for kind in paths.keys() - {"rgb"}:
+            if len(paths[kind]) not in (frames - 1, frames):
+                raise BrokenVideo(video.name, f"{len(paths[kind])} {kind} files for {frames} frames")
+            del paths[kind][frames - 1 :]
+    return paths
+
+
+def read_jpegs(video: Video, paths: Iterable[str]) -> Iterator[bytes]:
+    """Bytes of JPEG files; raises BrokenVideo for one that cannot be decoded."""
+    for path in paths:
+        jpeg = Path(path).read_bytes()
+        try:
+            decode_whole(jpeg)
+        except ValueError as error:
+            raise BrokenVideo(video.name, f"{path} is not a whole JPEG") from error
+        yield jpeg
+
+
+def read_flow_files(video: Video, files: dict[str, list[str]], quality: int) -> Iterator[bytes]:
+    """Stored form, RGB (128, y, x), of the flow files: pairs are merged and encoded, 3-channel ones kept."""
+    if "flow" in files:
+        yield from read_jpegs(video, files["flow"])
+        return
+    for pair in zip(*(read_jpegs(video, files[kind]) for kind in ("flow_x", "flow_y")), strict=True):
+        x, y = (decode(jpeg, cv2.IMREAD_GRAYSCALE) for jpeg in pair)
+        if x.shape != y.shape:
+            raise BrokenVideo(video.name, f"flow_x and flow_y in {video.path} differ in size")
+        yield encode(np.dstack([x, y, np.full_like(x, 128)]), quality)

@@ -42,10 +42,8 @@ def owned(folder: Path, rank: int) -> Iterator[None]:
             except BlockingIOError:
                 if path == mine or not path.name.startswith(launch):
                     who = path.read_text(encoding="utf-8")
-                    raise UserError(
-                        f"{folder.parent} is being prepared by another command ({who}); wait for its end or "
-                        "stop it"
-                    ) from None
+                    message = f"{folder.parent} is being prepared by another command ({who}); wait or stop it"
+                    raise UserError(message) from None
                 colleagues += 1
         if colleagues == 0:
             for path in (*folder.glob(".*.part"), *folder.parent.glob(".*.part")):

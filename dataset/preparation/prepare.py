@@ -11,11 +11,9 @@ import contextlib
 import json
 import logging
 import shutil
-import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 from tqdm import tqdm
 
 from dataset.catalogue import DATASETS, PART_FOLDERS, STREAMS, dataset_facts, lies_in_parts
@@ -28,14 +26,13 @@ from dataset.footage import (
     find_lists,
     find_videos,
     in_class_folder,
-    keep_to_classes,
     listed_in,
 )
 from dataset.preparation.flow import METHODS, warm_up
 from dataset.preparation.frames import Options
-from dataset.preparation.merge import merge, remove_finished, wait_for_others
+from dataset.preparation.merge import merge, wait_for_others
 from dataset.preparation.owner import owned
-from dataset.preparation.write import prepare_videos, read_notes
+from dataset.preparation.write import REMEDY, prepare_videos, read_notes
 from dataset.splits import read_lines, ucf101_split
 from dataset.store import VideoStore, shuffled
 from utils.cores import available_cores
@@ -62,23 +59,34 @@ class Plan:
     options: Options
 
     @property
+    def names(self) -> set[str]:
+        return {video.name for video in self.footage.videos}
+
+    @property
+    def databases(self) -> dict[str, Path]:
+        return {stream: self.out / STREAMS[stream].database for stream in self.options.streams}
+
+    @property
     def unfinished(self) -> Path:
         """Folder of the finished videos, until they are merged."""
         return self.out / "unfinished"
 
-    @property
-    def merged(self) -> Path:
-        """What that folder is called while it is removed."""
-        return self.out / "merged"
+    def read_report(self) -> dict:
+        """prepared.json, which says that the databases are finished; empty without it."""
+        path = self.out / "prepared.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
-    def databases(self) -> dict[str, Path]:
-        return {stream: self.out / STREAMS[stream].database for stream in self.options.streams}
+    def prepared_names(self) -> set[str]:
+        """The videos that all of the databases hold; none where one is missing."""
+        paths = self.databases.values()
+        if not all(path.exists() for path in paths):
+            return set()
+        return set.intersection(*(set(VideoStore(path).names) for path in paths))
 
 
-def prepare(plan: Plan, jobs: int, only_merge: bool, rank: int, size: int) -> None:
+def prepare(plan: Plan, jobs: int, rank: int, size: int) -> None:
     """Make the databases, or this process's share of them, or add to finished ones what is new."""
-    names = {video.name for video in plan.footage.videos}
-    if finished_videos(plan) == names and not plan.unfinished.exists() and not plan.merged.exists():
+    if finished_videos(plan) == plan.names and not plan.unfinished.exists():
         if rank == 0:
             copy_lists(plan.lists, plan.out)
             finish(plan, {})
@@ -90,21 +98,19 @@ def prepare(plan: Plan, jobs: int, only_merge: bool, rank: int, size: int) -> No
         done = finished_videos(plan)  # again: another command may have ended a moment ago
         missing = {video.name: video for video in plan.footage.videos if video.name not in done}
         notes = read_notes(plan.unfinished, missing.values())
-        if size == 1 and not only_merge:  # what was left out may have been mended since
+        if size == 1:  # what was left out may have been mended since
             notes = {name: note for name, note in notes.items() if "records" in note}
-        log.info(
-            f"{plan.footage.folder}: {len(names)} videos, {len(done) + len(notes)} of them done before"
-            f"{describe(plan.footage.ignored)}"
-        )
+        videos = f"{len(plan.names)} videos, {len(done) + len(notes)} of them done before"
+        log.info(f"{plan.footage.folder}: {videos}{describe(plan.footage.ignored)}")
         todo = missing.keys() - notes.keys()
-        if not only_merge:
-            share = [missing[name] for name in shuffled(names)[rank::size] if name in todo]
-            notes |= prepare_share(share, plan, jobs)
+        share = [missing[name] for name in shuffled(plan.names)[rank::size] if name in todo]
+        notes |= prepare_share(share, plan, jobs)
         if rank == 0:
             others = [video for name, video in missing.items() if name not in notes]
-            notes |= wait_for_others(others, plan.unfinished, wait=size > 1 and not only_merge)
+            if others:
+                notes |= wait_for_others(others, plan.unfinished)
             finish(plan, notes)
-            remove_finished(plan.unfinished, plan.merged)
+            shutil.rmtree(plan.unfinished, ignore_errors=True)
 
 
 def finished_videos(plan: Plan) -> set[str]:
@@ -113,31 +119,20 @@ def finished_videos(plan: Plan) -> set[str]:
     Raises UserError if the databases were made by other options or of other videos, or are not of this
     command.
     """
-    report = read_report(plan.out)
+    report = plan.read_report()
     if not report:
         begun = (plan.unfinished / "options.json").exists()
-        if not begun and any(path.exists() for path in plan.databases().values()):
+        if not begun and any(path.exists() for path in plan.databases.values()):
             raise UserError(f"{plan.out} holds databases that were not made by this command; choose another")
         return set()
     compare_options(report["options"], plan)
     sizes = {video.name: video.size for video in plan.footage.videos}
-    names = names_in(plan)
+    names = plan.prepared_names()
     gone = names - sizes.keys()
     if gone:
-        raise UserError(
-            f"{plan.out} holds {len(gone)} videos that {plan.footage.folder} lacks, e.g. {min(gone)}; it was "
-            f"made from {report.get('source', 'another folder')}: choose another --out"
-        )
-    before = report.get("source_bytes", sizes)
-    return {name for name in names if before.get(name) == sizes[name]}
-
-
-def names_in(plan: Plan) -> set[str]:
-    """The videos that all of the databases hold; none where one is missing."""
-    paths = plan.databases().values()
-    if not all(path.exists() for path in paths):
-        return set()
-    return set.intersection(*(set(VideoStore(path).names) for path in paths))
+        here = f"{len(gone)} videos that {plan.footage.folder} lacks, e.g. {min(gone)}"
+        raise UserError(f"{plan.out} holds {here}; it was made from {report['source']}: choose another --out")
+    return {name for name in names if report["source_bytes"].get(name) == sizes[name]}
 
 
 def claim(plan: Plan) -> None:
@@ -146,34 +141,27 @@ def claim(plan: Plan) -> None:
     if known.exists():
         compare_options(json.loads(known.read_text(encoding="utf-8")), plan)
     else:
-        write_if_changed(known, json.dumps(asdict(plan.options)))
+        write_if_changed(known, json.dumps(plan.options.noted()))
 
 
 def compare_options(found: dict, plan: Plan) -> None:
     """Raise UserError where the options that were ``found`` differ from those of the plan."""
-    if "flow" in found["streams"]:
-        found = {"flow_by": "opencv"} | found  # before it was noted
     differing = [
-        f"--{key} {found[key]} there, {value} here"
-        for key, value in json.loads(json.dumps(asdict(plan.options))).items()
-        if key in found and found[key] != value
+        f"--{key} {found.get(key)} there, {value} here"
+        for key, value in plan.options.noted().items()
+        if found.get(key) != value
     ]
     if differing:
-        raise UserError(
-            f"{plan.out} was begun with other options ({'; '.join(differing)}); "
-            "give the same ones, choose another --out, or remove the folder"
-        )
+        there = f"{plan.out} was begun with other options ({'; '.join(differing)})"
+        raise UserError(f"{there}; give the same ones, choose another --out, or remove the folder")
 
 
 def prepare_share(share: list[Video], plan: Plan, jobs: int) -> dict[str, dict]:
-    """Prepare this process's videos, with a progress bar; after the first ones it says what all will take."""
+    """Notes of this process's videos; after the first ones it says how much disk all will take."""
     if share and "flow" in plan.options.streams:
         warm_up(plan.options.flow)
     notes: dict[str, dict] = {}
-    frames = 0
     size = 0
-    seconds = 0.0
-    began = time.perf_counter()
     sample = min(len(share), max(8, 2 * jobs))
     quiet = None if log.isEnabledFor(logging.INFO) else True  # None: where there is no terminal
     with (
@@ -185,149 +173,63 @@ def prepare_share(share: list[Video], plan: Plan, jobs: int) -> dict[str, dict]:
             bar.update()
             if "left_out" in note:
                 log.warning("left out %s: %s", note["video"], note["left_out"])
-            records = note.get("records", {}).values()
-            frames += max((record["frames"] for record in records), default=0)
-            size += sum(record["bytes"] for record in records)
-            seconds += note.get("seconds", 0)
-            bar.set_postfix_str(f"{frames / (time.perf_counter() - began):.1f} frames/s", refresh=False)
+            elif note["remarks"]:
+                log.warning("%s: %s", note["video"], note["remarks"])
+            size += sum(record["bytes"] for record in note.get("records", {}).values())
             if len(notes) == sample:
-                minutes = seconds / sample * (len(share) - sample) / jobs / 60
-                disk = 2 * size / sample * len(plan.footage.videos)
-                free = shutil.disk_usage(plan.out).free
-                log.info(
-                    f"estimate from {sample} videos: {minutes:.1f} minutes left for this process's "
-                    f"{len(share)}; {disk / 1e9:.2f} GB of disk for all {len(plan.footage.videos)}, half of "
-                    f"it only until they are merged; {free / 1e9:.2f} GB are free"
-                )
-                if disk - size > free:
-                    log.warning("%s is likely to fill up: make room, use --short_side or --quality", plan.out)
+                disk, free = 2 * size / sample * len(plan.names), shutil.disk_usage(plan.out).free
+                needed = f"{disk / 1e9:.2f} GB of disk for all, half of it until they are merged"
+                log.info(f"estimate from {sample} videos: {needed}; {free / 1e9:.2f} GB are free")
     return notes
 
 
 def finish(plan: Plan, notes: dict[str, dict]) -> None:
     """Bring the databases up to date with the ``notes``, and write what they hold and what was left out."""
-    names = {video.name for video in plan.footage.videos}
     new = {name: note for name, note in notes.items() if "records" in note}
-    prepared = (names - notes.keys()) | new.keys()
-    left_out = plan.footage.left_out | absent_videos(plan, names)
+    prepared = (plan.names - notes.keys()) | new.keys()
+    absent = listed_in(plan.out, plan.names, plan.parts) - plan.names
+    if absent:
+        log.warning("the split lists name %d videos that are not there, e.g. %s", len(absent), min(absent))
+    unseen = dict.fromkeys(absent, "the split lists name it, but there is no such video")
+    left_out = plan.footage.left_out | unseen
     left_out |= {name: note["left_out"] for name, note in notes.items() if "left_out" in note}
     lines = [f"{name}: {reason}\n" for name, reason in sorted(left_out.items())]
     write_if_changed(plan.out / "left_out.txt", "".join(lines))
     if not prepared:
-        raise UserError(f"not one of {len(names)} videos could be prepared, see {plan.out / 'left_out.txt'}")
-    report = read_report(plan.out)
-    if new or prepared != names_in(plan):
-        order = shuffled(prepared)
-        report |= {
-            "options": asdict(plan.options),
-            "opencv": cv2.__version__,
-            "streams": {
-                stream: merge(order, new, plan.unfinished, path, stream)
-                for stream, path in plan.databases().items()
-            },
-            "process_seconds": round(report.get("process_seconds", 0) + total(notes, "seconds"), 3),
-            "flow_seconds": round(report.get("flow_seconds", 0) + total(notes, "flow_seconds"), 3),
-        }
-    remarks = report.get("remarks", {}) | {name: note.get("remarks") for name, note in new.items()}
-    report |= {
+        raise UserError(f"not one of {len(plan.names)} videos could be prepared, see {plan.out}/left_out.txt")
+    if new or prepared != plan.prepared_names():
+        for stream, path in plan.databases.items():
+            merge(shuffled(prepared), new, plan.unfinished, path, stream)
+    report = {
+        "options": plan.options.noted(),
         "source": str(plan.footage.folder.resolve()),
         "videos": len(prepared),
         "left_out": len(left_out),
         "ignored": dict(plan.footage.ignored),
-        "remarks": {name: text for name, text in sorted(remarks.items()) if text and name in prepared},
         "source_bytes": {video.name: video.size for video in plan.footage.videos if video.name in prepared},
     }
     write_if_changed(plan.out / "prepared.json", json.dumps(report, indent=1) + "\n")
-    log_report(plan.out, report, len(new))
-
-
-def absent_videos(plan: Plan, names: set[str]) -> dict[str, str]:
-    """Videos that the split lists name and the footage lacks, with the reason for which they are left out."""
-    absent = listed_in(plan.out, names, plan.parts) - names
-    if absent:
-        log.warning("the split lists name %d videos that are not there, e.g. %s", len(absent), min(absent))
-    return dict.fromkeys(absent, "the split lists name it, but there is no such video")
-
-
-def total(notes: dict[str, dict], key: str) -> float:
-    """Sum of a number over the notes that have it."""
-    return sum(note.get(key, 0) for note in notes.values())
-
-
-def log_report(out: Path, report: dict, new: int) -> None:
-    """Say what is in the databases."""
-    if not new:
-        log.info("%s is finished: %d videos, %d left out", out, report["videos"], report["left_out"])
-        return
-    for stream, made in report["streams"].items():
-        log.info(
-            f"{out / STREAMS[stream].database}: {made['frames']} frames, {made['bytes'] / 1e6:.1f} MB, "
-            f"{made['bytes_per_frame']:.0f} bytes per frame"
-        )
-    for name, text in list(report["remarks"].items())[:1]:
-        number = len(report["remarks"])
-        log.info("%s: remarks on %d videos, e.g. %s: %s", out / "prepared.json", number, name, text)
-    where = f" (see {out / 'left_out.txt'})" if report["left_out"] else ""
-    seconds = report["process_seconds"]
-    log.info(
-        f"{report['videos']} videos, {new} of them new, {report['left_out']} left out{where}; "
-        f"{seconds / 60:.1f} process-minutes, {100 * report['flow_seconds'] / max(seconds, 1e-9):.0f} % of "
-        "them in the flow method"
-    )
-
-
-def read_report(out: Path) -> dict:
-    """prepared.json, which says that the databases are finished; empty without it."""
-    path = out / "prepared.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    log.info("%s is finished: %d videos, %d left out", plan.out, len(prepared), len(left_out))
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = Parser(
-        "Make LMDB databases of RGB frames and optical flow from a folder of videos. Stopped at any point, "
-        "the same command goes on where it was. torchrun or srun share the work out among machines.",
-        "NAME --videos DIR --out DIR",
-    )
+    parser = Parser("Make databases of RGB frames and flow from videos.", "NAME --videos DIR --out DIR")
     parser.add_argument("name", metavar="NAME", help="ucf101, hmdb51, k400, or a name of yours")
-    parser.add_argument(
-        "--videos",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="folder of class/video.mp4 (any format) or of class/video/image_00001.jpg (and flow_x_, "
-        "flow_y_00001.jpg pairs or 3-channel flow_00001.jpg); without labels folders of any depth",
-    )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="gets the databases and lists")
-    parser.add_argument(
-        "--splits",
-        type=Path,
-        metavar="DIR",
-        help="folder of split lists (UCF101's, HMDB51's, split.csv, train_split01.csv); looked for in "
-        "VIDEOS_splits and among the videos if not given; none are needed where the videos lie in train/ "
-        "and val/",
-    )
-    parser.add_argument(
-        "--streams",
-        default="rgb,flow",
-        choices=("rgb", "flow", "rgb,flow"),
-        metavar="rgb|flow|rgb,flow",
-        help="what to make",
-    )
+    videos = "folder of class/video.mp4, or of class/video/image_00001.jpg (see README.md)"
+    parser.add_argument("--videos", type=Path, required=True, metavar="DIR", help=videos)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for the databases")
+    splits = "folder of split lists; VIDEOS_splits or --videos if not given"
+    parser.add_argument("--splits", type=Path, metavar="DIR", help=splits)
+    streams = ("rgb,flow", "rgb", "flow")
+    parser.add_argument("--streams", default=streams[0], choices=streams, help="what to make")
     parser.add_argument("--flow", default="tvl1", choices=tuple(METHODS), help="dis is several times as fast")
     parser.add_argument("--bound", type=float, default=20.0, help="flow is clipped to this many pixels")
-    parser.add_argument(
-        "--short_side",
-        type=positive_int,
-        metavar="PIXELS",
-        help="scale frames so that the shorter side is this long; their size is kept if not given",
-    )
+    parser.add_argument("--short_side", type=positive_int, help="scale the shorter side to so many pixels")
     parser.add_argument("--fps", type=float, help="leave out frames down to this rate")
-    parser.add_argument(
-        "--quality", type=int, default=90, choices=range(1, 101), metavar="1-100", help="of the JPEGs"
-    )
+    quality = {"choices": range(1, 101), "metavar": "1-100"}
+    parser.add_argument("--quality", type=int, default=90, help="of the JPEGs", **quality)
     cores = available_cores() // local_processes()
     parser.add_argument("-j", "--jobs", type=positive_int, default=max(1, cores), help="processes")
-    parser.add_argument("--merge", action="store_true", help="only merge what several machines have made")
     args = parser.parse_args(argv)
     for option in ("bound", "fps"):
         if getattr(args, option) is not None and not getattr(args, option) > 0:
@@ -343,15 +245,12 @@ def make_plans(args: argparse.Namespace) -> list[Plan]:
     lists = find_lists(args.videos, args.splits)
     if facts.split_by == "lists" and not lists:
         raise UserError(f"{args.name} needs its lists (<class>_test_split1.txt ...): give --splits")
-    places = {args.videos: (args.out, tuple(PART_FOLDERS))}
+    places = [(args.videos, args.out, tuple(PART_FOLDERS))]
     if lies_in_parts(args.name, args.videos):
-        places = {
-            args.videos / folder: (args.out / folder, (part,))
-            for part, folder in PART_FOLDERS.items()
-            if (args.videos / folder).is_dir()
-        }
+        parts = {part: folder for part, folder in PART_FOLDERS.items() if (args.videos / folder).is_dir()}
+        places = [(args.videos / folder, args.out / folder, (part,)) for part, folder in parts.items()]
         for path in sorted(args.videos.iterdir()):
-            if path.is_dir() and path not in places:
+            if path.is_dir() and path.name not in parts.values():
                 log.warning("%s is not read, but train/ and val/ alone", path)
     if not places:
         raise UserError(f"--videos {args.videos} should hold train/ and val/, each with a folder per class")
@@ -359,16 +258,12 @@ def make_plans(args: argparse.Namespace) -> list[Plan]:
         tuple(args.streams.split(",")), args.flow, args.bound, args.short_side, args.fps, args.quality
     )
     plans = []
-    for source, (out, parts) in places.items():
-        footage = find_videos(source)
-        if args.name in DATASETS or lists:
-            keep_to_classes(footage)
+    for source, out, parts in places:
+        footage = find_videos(source, in_classes=args.name in DATASETS or lists is not None)
         elsewhere = [video.name for video in footage.videos if not in_class_folder(video.name)]
         if elsewhere:
-            log.info(
-                f"{len(elsewhere)} of {len(footage.videos)} videos lie in no folder of a class "
-                f"(class/video), e.g. {elsewhere[0]}: there will be no labels"
-            )
+            some = f"{len(elsewhere)} of {len(footage.videos)} videos"
+            log.info(f"{some} lie in no folder of a class, e.g. {elsewhere[0]}: there will be no labels")
         if facts.split_by == "names":  # refuse others before the work
             ucf101_split([video.name for video in footage.videos], 1)
         plans.append(Plan(footage, out, lists, parts, options))
@@ -377,14 +272,12 @@ def make_plans(args: argparse.Namespace) -> list[Plan]:
 
 def write_classes(plans: list[Plan], out: Path) -> None:
     """Write classes.txt of finished databases: empty where there are no labels; another order stays."""
-    prepared = set().union(*map(names_in, plans))
-    found = {video.name for plan in plans for video in plan.footage.videos}
+    prepared = set().union(*(plan.prepared_names() for plan in plans))
+    found = set().union(*(plan.names for plan in plans))
     classes = class_list(plans[-1].out, prepared, found)
     path = out / "classes.txt"
     if not path.is_file() or sorted(read_lines(path)) != sorted(classes):
         write_if_changed(path, "".join(f"{label}\n" for label in classes))
-    if not classes:
-        log.info("no labels: not every video lies in a folder of its class (class/video); all train")
 
 
 @one_line_errors
@@ -397,14 +290,11 @@ def main(argv: list[str] | None = None) -> None:
         for plan in plans:
             for name, reason in plan.footage.left_out.items() if rank == 0 else ():
                 log.warning("left out %s: %s", name, reason)
-            prepare(plan, args.jobs, args.merge, rank, size)
+            prepare(plan, args.jobs, rank, size)
         if rank == 0:
             write_classes(plans, args.out)
     except OSError as error:
         what = error.filename or f"cannot write to {args.out}"
-        raise UserError(
-            f"{what}: {error.strerror}; what was finished is kept: make room or mend that, and start the "
-            "same command again"
-        ) from error
+        raise UserError(f"{what}: {error.strerror}; {REMEDY}") from error
     except KeyboardInterrupt:
         raise UserError(f"stopped; {args.out} keeps what was finished: the same command goes on") from None

@@ -5,10 +5,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from dataset.jpeg import decode
 from dataset.preparation.flow import color_wheel, decode_flow
-from dataset.preparation.verify import pairs
-from dataset.store import BrokenVideo, VideoStore
+from dataset.preparation.verify import find_databases
+from dataset.source import BrokenVideo
+from dataset.store import VideoStore
 from utils.errors import UserError, one_line_errors
 from utils.options import Parser, positive_int
 
@@ -23,11 +23,9 @@ def read_images(store: VideoStore, video: str, times: np.ndarray) -> list[np.nda
     position = store.names.index(video)
     try:
         indices = np.rint(times * (store.num_frames(position) - 1)).astype(int)
-        return [decode(jpeg) for jpeg in store.read_frames(position, indices.tolist())]
+        return list(store.frames(position, indices.tolist()))
     except BrokenVideo as error:
         raise UserError(f"cannot show {error}; see 'python -m dataset.verify'") from error
-    except ValueError as error:
-        raise UserError(f"cannot show {video}: a frame is broken; see 'python -m dataset.verify'") from error
 
 
 def contact_sheet(rows: list[list[np.ndarray]]) -> np.ndarray:
@@ -52,31 +50,23 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.png", help="the picture")
     parser.add_argument("--frames", type=positive_int, default=8, help="columns, evenly over the video")
     parser.add_argument("--bound", type=float, default=20.0, help="--bound that the flow was prepared with")
-    parser.add_argument(
-        "--full",
-        type=float,
-        metavar="PIXELS",
-        help="speed of a full colour; that of the fastest hundredth shown if not given",
-    )
     args = parser.parse_args(argv)
-    databases = pairs(args.db)
-    holding = [(rgb, flow) for rgb, flow in databases if args.video in VideoStore(rgb or flow).names]
-    rgb, flow = (holding or databases)[0]
+    found = find_databases(args.db)
+    holding = [paths for paths in found if args.video in VideoStore(next(iter(paths.values()))).names]
+    stores = {stream: VideoStore(path) for stream, path in (holding or found)[0].items()}
     times = np.linspace(0, 1, args.frames)
-    rows = []
+    rows = {stream: read_images(store, args.video, times) for stream, store in stores.items()}
     said = ""
-    if rgb:
-        rows.append(read_images(VideoStore(rgb), args.video, times))
-    if flow:
-        flows = [decode_flow(image, args.bound) for image in read_images(VideoStore(flow), args.video, times)]
-        fastest = np.percentile([np.linalg.norm(frame, axis=-1) for frame in flows], 99)
-        full = args.full or max(1.0, float(fastest))
-        rows.append([color_wheel(frame, full) for frame in flows])
+    if "flow" in rows:
+        flows = [decode_flow(image, args.bound) for image in rows["flow"]]
+        fastest = np.percentile([np.linalg.norm(flow, axis=-1) for flow in flows], 99)
+        full = max(1.0, float(fastest))
+        rows["flow"] = [color_wheel(flow, full) for flow in flows]
         said = f"; a full colour is {full:.1f} pixels per frame"
     try:
-        saved = cv2.imwrite(str(args.output), contact_sheet(rows)[..., ::-1])
-    except cv2.error as error:
-        raise UserError(f"cannot write {args.output}: a name that ends in .png or .jpg is needed") from error
+        saved = cv2.imwrite(str(args.output), contact_sheet(list(rows.values()))[..., ::-1])
+    except cv2.error:  # it knows no such format
+        saved = False
     if not saved:
-        raise UserError(f"cannot write {args.output}; does its folder exist?")
+        raise UserError(f"cannot write {args.output}: is there such a folder? does the name end in .png?")
     print(f"{args.output}: {args.frames} frames of {args.video}{said}")

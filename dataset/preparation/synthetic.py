@@ -138,8 +138,7 @@ def render(rng: np.random.Generator, name: str, size: int, frames: int) -> np.nd
 
     video = np.empty((frames, size, size, 3), np.float32)
     for t in time:
-        shift = np.float32([[1, 0, 0], [0, 1, 0]])
-        shift[:, 2] = shake[t] + drift * t - size / 2
+        shift = np.column_stack([np.eye(2), shake[t] + drift * t - size / 2]).astype(np.float32)
         canvas = cv2.warpAffine(background, shift, (size, size), borderMode=cv2.BORDER_REFLECT)
         turn = 2 * np.pi * (start + pose["angle"][t])
         rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
@@ -147,8 +146,7 @@ def render(rng: np.random.Generator, name: str, size: int, frames: int) -> np.nd
         centre = place + amplitude * np.array([pose["x"][t], pose["y"][t]]) + shake[t]
         matrix = np.column_stack([linear, centre - linear @ np.full(2, len(picture) / 2 - 0.5)])
         layer = cv2.warpAffine(picture, matrix, (size, size))
-        canvas = canvas * (1 - layer[..., 3:]) + layer[..., :3]
-        video[t] = canvas
+        video[t] = canvas * (1 - layer[..., 3:]) + layer[..., :3]
     exposure, contrast = np.exp(rng.uniform(-0.6, 0.6, 2))
     mean = video.mean()
     return np.clip(((video - mean) * contrast + mean) * exposure + 0.5, 0, 255).astype(np.uint8)
@@ -163,17 +161,13 @@ def write_video(job: tuple[str, int], folder: Path, size: int, frames: int, seed
     """Draw and write the video of ``job`` = (class, number). Same bytes for the same seed."""
     cv2.setNumThreads(1)
     name, number = job
-    path = folder / video_name(name, number)
+    path = str(folder / video_name(name, number))
     rng = np.random.default_rng((seed, CLASSES.index(name), number))
-    writer = cv2.VideoWriter(
-        str(path), cv2.CAP_OPENCV_MJPEG, cv2.VideoWriter_fourcc(*"MJPG"), FPS, (size, size)
-    )
-    if not writer.isOpened():
-        raise UserError(f"cannot write {path}")
+    writer = cv2.VideoWriter(path, cv2.CAP_OPENCV_MJPEG, cv2.VideoWriter_fourcc(*"MJPG"), FPS, (size, size))
     for frame in render(rng, name, size, frames):
         writer.write(frame)
     writer.release()
-    written = cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FRAME_COUNT)  # the writer itself never complains
+    written = cv2.VideoCapture(path).get(cv2.CAP_PROP_FRAME_COUNT)  # the writer itself never complains
     if written != frames:
         raise UserError(f"{path} could not be written whole: is the disk full?")
 
@@ -184,58 +178,58 @@ def write_footage(out: Path, videos: int, size: int, frames: int, seed: int, job
     A third is for testing.
     """
     part = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.part")
-    for name in CLASSES:
-        (part / name).mkdir(parents=True)
+    write = partial(write_video, folder=part, size=size, frames=frames, seed=seed)
+    todo = [(name, number) for name in CLASSES for number in range(videos)]
     try:
-        _fill(part, videos, size, frames, seed, jobs)
+        for name in CLASSES:
+            (part / name).mkdir(parents=True)
+        with ProcessPoolExecutor(
+            jobs, get_context("spawn")
+        ) as pool:  # OpenCV's threads do not survive a fork
+            work = pool.map(write, todo, chunksize=4)
+            list(tqdm(work, "synthetic videos", len(todo), unit="video", disable=None))
+        for name, lines in split_lists(videos).items():
+            (part / name).write_text("".join(f"{line}\n" for line in lines))
         part.rename(out)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _fill(part: Path, videos: int, size: int, frames: int, seed: int, jobs: int) -> None:
-    todo = [(name, number) for name in CLASSES for number in range(videos)]
-    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:  # OpenCV's threads do not survive a fork
-        work = pool.map(
-            partial(write_video, folder=part, size=size, frames=frames, seed=seed), todo, chunksize=4
-        )
-        list(tqdm(work, "synthetic videos", len(todo), unit="video", disable=None))
-    first_test = videos - max(1, videos // 3)
-    lists = {
-        "classInd": [f"{i} {name}" for i, name in enumerate(CLASSES, 1)],
-        "trainlist01": [
-            f"{video_name(name, number)} {CLASSES.index(name) + 1}"
-            for name, number in todo
-            if number < first_test
-        ],
-        "testlist01": [video_name(name, number) for name, number in todo if number >= first_test],
-    }
-    for name, lines in lists.items():
-        (part / f"{name}.txt").write_text("\n".join(lines) + "\n")
+def split_lists(videos: int) -> dict[str, list[str]]:
+    """Lines of the UCF-style lists of ``videos`` per class, by name of the file."""
+    lists: dict[str, list[str]] = {"classInd.txt": [], "trainlist01.txt": [], "testlist01.txt": []}
+    for label, name in enumerate(CLASSES, 1):
+        lists["classInd.txt"].append(f"{label} {name}")
+        names = [video_name(name, number) for number in range(videos)]
+        first_test = videos - max(1, videos // 3)
+        lists["trainlist01.txt"] += [f"{video} {label}" for video in names[:first_test]]
+        lists["testlist01.txt"] += names[first_test:]
+    return lists
+
+
+OPTIONS = {  # default, least value, meaning
+    "videos": (96, 2, "videos per class; there are eight classes"),
+    "size": (64, 16, "width and height in pixels"),
+    "frames": (32, 2, "length of a video"),
+    "seed": (0, 0, "of everything that is drawn"),
+    "jobs": (available_cores(), 1, "processes"),
+}
 
 
 @one_line_errors
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(__doc__.split("\n")[0], "--out OUT")
     parser.add_argument("--out", required=True, type=Path, help="folder to make")
-    parser.add_argument("--videos", type=int, default=96, help="videos per class; there are eight classes")
-    parser.add_argument("--size", type=int, default=64, help="width and height in pixels")
-    parser.add_argument("--frames", type=int, default=32, help="length of a video")
-    parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn")
-    parser.add_argument("-j", "--jobs", type=int, default=available_cores(), help="processes")
-    args = parser.parse_args(argv)
-    for option, least, most in (
-        ("videos", 2, 100000),
-        ("size", 16, 2048),
-        ("frames", 2, 100000),
-        ("seed", 0, 2**63),
-        ("jobs", 1, 1024),
-    ):
-        if not least <= getattr(args, option) <= most:
-            raise UserError(f"--{option} {getattr(args, option)}: choose {least} to {most}")
-    if args.out.exists():
-        raise UserError(f"--out {args.out} exists: remove it or choose another folder")
+    for name, (default, _, meaning) in OPTIONS.items():
+        short = ["-j"] if name == "jobs" else []
+        parser.add_argument(*short, f"--{name}", type=int, default=default, help=meaning)
+    args = vars(parser.parse_args(argv))
+    for name, (_, least, _) in OPTIONS.items():
+        if args[name] < least:
+            raise UserError(f"--{name} {args[name]} should be at least {least}")
+    if args["out"].exists():
+        raise UserError(f"--out {args['out']} exists: remove it or choose another folder")
     try:
-        write_footage(args.out, args.videos, args.size, args.frames, args.seed, args.jobs)
+        write_footage(**args)
     except OSError as error:
-        raise UserError(f"cannot write --out {args.out}: {error}") from error
+        raise UserError(f"cannot write --out {args['out']}: {error}") from error

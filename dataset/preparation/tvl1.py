@@ -16,7 +16,6 @@ import cv2
 import numba
 import numpy as np
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
-from numba.core.event import Event, Listener, install_listener
 
 log = logging.getLogger("coclr")
 
@@ -52,18 +51,6 @@ class _NoAlias(CompilerBase):
         return [DefaultPassBuilder.define_nopython_pipeline(self.state)]
 
 
-class _CompilationLog(Listener):
-    said = False
-
-    def on_start(self, event: Event) -> None:
-        if not self.said:
-            log.info("compiling TV-L1 (some seconds, once per machine)")
-        self.said = True
-
-    def on_end(self, event: Event) -> None:
-        pass
-
-
 def _compiled(function: Callable, **options) -> Callable:
     options |= {"fastmath": True, "error_model": "numpy"}
     try:
@@ -76,9 +63,9 @@ _row_kernel = functools.partial(_compiled, pipeline_class=_NoAlias)
 
 
 def compile_once() -> None:
-    """Compile what this machine's cache lacks, saying so, lest each of several processes does."""
-    with install_listener("numba:compile", _CompilationLog()):
-        tvl1(np.eye(MIN_SIDE, dtype=np.uint8), np.zeros((MIN_SIDE, MIN_SIDE), np.uint8))
+    """Compile what this machine's cache lacks, lest each of several processes does."""
+    log.info("loading TV-L1, which is compiled once per machine (some seconds)")
+    tvl1(np.eye(MIN_SIDE, dtype=np.uint8), np.zeros((MIN_SIDE, MIN_SIDE), np.uint8))
 
 
 def tvl1(previous: np.ndarray, current: np.ndarray) -> np.ndarray:

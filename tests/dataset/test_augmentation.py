@@ -275,8 +275,6 @@ def test_finetuning_crop_falls_back_to_the_centre():
     assert draw_crop(rng, 10, 1000, attempts=10, fallback="centre") == (0, 495, 10, 10)
     assert draw_crop(rng, 1000, 11, attempts=10, fallback="centre") == (494, 0, 11, 11)
     assert draw_crop(rng, 10, 1000) == (0, 0, 10, 1000)
-    with pytest.raises(ValueError, match="fallback 'center'"):
-        draw_crop(rng, 10, 1000, fallback="center")
 
 
 def test_crop_of_tiny_frames_is_never_empty():
@@ -342,5 +340,3 @@ def test_draws_collate_and_repeat_for_equal_seeds():
     assert default_collate([draw_augmentation(np.random.default_rng(0), "none", 6)])["blur_sigma"].shape == (
         1,
     )
-    with pytest.raises(ValueError, match="'heavy'"):
-        draw_augmentation(np.random.default_rng(0), "heavy", 6)

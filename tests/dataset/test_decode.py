@@ -100,6 +100,7 @@ def test_every_frame_comes_once_in_order(tmp_path, name, codec, settings):
     report = Report()
     assert codes(path, report=report) == list(range(40))
     assert (report.frames, report.lost, report.concealed, report.rescaled) == (40, 0, 0, 0)
+    assert report.remarks() == ""
 
 
 @pytest.mark.parametrize(
@@ -234,6 +235,7 @@ def test_frames_are_of_the_size_of_the_first(tmp_path):
     assert {frame.shape for frame in frames} == {(64, 96, 3)}
     assert [read_code(frame) for frame in frames] == list(range(40))
     assert report.rescaled == 20
+    assert report.remarks() == "20 frames of another size than the first, scaled to it"
     index = index_frames(str(path))
     assert next(read_frames(str(path), index, [30])).shape == (*index.size, 3) == (64, 96, 3)
 
@@ -241,7 +243,7 @@ def test_frames_are_of_the_size_of_the_first(tmp_path):
 def test_pixels_that_are_not_square_are_stretched_with_the_short_side(tmp_path):
     path = write_coded(tmp_path / "v.mp4", range(3), sample_aspect_ratio=Fraction(4, 3))
     for short_side, shape in ((32, (32, 64, 3)), (None, (64, 96, 3))):
-        made = make_frames(Video("a/v", str(path)), Options(("rgb",), short_side=short_side), [0.0])
+        made = make_frames(Video("a/v", str(path)), Options(("rgb",), short_side=short_side))
         assert {cv2.imdecode(np.frombuffer(jpeg, np.uint8), 1).shape for _, jpeg in made} == {shape}
 
 
@@ -264,6 +266,7 @@ def test_an_error_does_not_end_a_video(tmp_path, name, codec):
     report = Report()
     frames = list(decode_video(str(path), report=report))
     assert (len(frames), report.frames, report.lost) == (56, 56, 4)
+    assert report.remarks() == "4 frames that cannot be decoded"
     spoil(path, range(20, 30))
     assert "is damaged: 14 of its 60 frames cannot be decoded" in reason(path)
 
@@ -272,10 +275,10 @@ def test_a_conversion_that_fails_is_a_fault(tmp_path, monkeypatch):
     path = two_sizes(tmp_path)
     build = VideoFile._converter
 
-    def fails_for_large_frames(self, frame, width, *rest):
-        if width > 96:
+    def fails_for_large_frames(self, frame, kind):
+        if frame.width > 96:
             raise av.InvalidDataError(1, "no conversion")
-        return build(self, frame, width, *rest)
+        return build(self, frame, kind)
 
     monkeypatch.setattr(VideoFile, "_converter", fails_for_large_frames)
     found: list[int] = []
@@ -400,7 +403,7 @@ def test_a_codec_without_a_decoder_is_named_with_a_remedy(tmp_path):
     level = av.logging.get_level()
     said = reason(path)
     assert f"no frame of {path} can be decoded (codec evc" in said
-    assert f"ffmpeg -i '{path}' -an -c:v libx264 -crf 18 '{tmp_path}/v 1_h264.mp4'" in said
+    assert f"ffmpeg -i '{path}' -an -c:v libx264 -crf 18 OUT.mp4" in said
     assert av.logging.get_level() == level
 
 

@@ -12,7 +12,6 @@ from dataset.footage import (
     describe,
     find_lists,
     find_videos,
-    keep_to_classes,
     listed_in,
 )
 from utils.errors import UserError
@@ -118,8 +117,7 @@ def test_names_are_in_one_unicode_form_and_fit_a_list(tmp_path):
 
 
 def test_where_classes_are_needed_other_places_are_left_out(tmp_path):
-    footage = find_videos(fill(tmp_path, "a/x.mp4", "y.mp4", "a/deep/z.mp4"))
-    keep_to_classes(footage)
+    footage = find_videos(fill(tmp_path, "a/x.mp4", "y.mp4", "a/deep/z.mp4"), in_classes=True)
     assert names(footage) == ["a/x"]
     assert footage.left_out == dict.fromkeys(["a/deep/z", "y"], "not in a folder of its class (class/video)")
 
@@ -168,12 +166,12 @@ def test_lists_are_copied_and_others_are_not_left_beside_them(tmp_path):
     lists, out = tmp_path / "lists", tmp_path / "out"
     lists.mkdir()
     (lists / "trainlist2.txt").write_text("a/x.avi 1\n")
-    (lists / "test_split02.csv").write_text("/frames/a/y/,9\n")
+    (lists / "testlist02.txt").write_text("a/y.avi\n")
     (lists / "classInd.txt").write_text("1 a\n")
     copy_lists(lists, out)
     assert {path.name: path.read_text() for path in out.iterdir()} == {
         "trainlist2.txt": "a/x.avi 1\n",
-        "testlist02.txt": "a/y\n",
+        "testlist02.txt": "a/y.avi\n",
         "classInd.txt": "1 a\n",
     }
     before = (out / "trainlist2.txt").stat().st_mtime_ns

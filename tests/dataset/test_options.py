@@ -9,7 +9,7 @@ def test_each_kind_of_source_has_an_option_for_each_of_its_streams():
     given = vars(parser.parse_args(["--rgb_lmdb", "a", "--flow-lmdb", "b", "--rgb_videos", "c"]))
     assert given == {"data_root": None, "rgb_lmdb": "a", "flow_lmdb": "b", "rgb_videos": "c"}
     assert set(places_of_data()) == given.keys()
-    assert {f"{stream}_{kind}" for kind, facts in SOURCES.items() for stream in facts.streams} <= given.keys()
+    assert {f"{stream}_{kind}" for kind, facts in SOURCES.items() for stream in facts.places} <= given.keys()
 
 
 def test_defaults_of_a_command():

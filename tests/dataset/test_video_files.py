@@ -55,9 +55,18 @@ def footage(made, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def here(monkeypatch):
-    """The index is made by this process, without others."""
-    monkeypatch.setattr(module, "available_cores", lambda: 0)
+def indexed(tmp_path, monkeypatch):
+    """Gives the names of the files that were indexed so far, one after another."""
+    log, index = tmp_path / "indexed", module.index_frames
+
+    def logged(path):
+        with open(log, "a") as file:  # by another process
+            file.write(os.path.basename(path) + "\n")
+        return index(path)
+
+    monkeypatch.setattr(module, "available_cores", lambda: 1)
+    monkeypatch.setattr(module, "index_frames", logged)
+    return lambda: log.read_text().split()
 
 
 def make_database(footage: Path, path: Path) -> Path:
@@ -147,48 +156,41 @@ def test_runs_are_cut_where_a_key_frame_saves_decoding():
     assert runs(np.array([5, 70]), np.array([0])) == [[5, 70]]
 
 
-def test_the_index_is_made_once(footage, here, monkeypatch):
+def test_the_index_is_made_once(footage, indexed):
     names = VideoFiles(footage).names
-    indexed = []
-    monkeypatch.setattr(
-        module,
-        "index_frames",
-        lambda path, original=module.index_frames: indexed.append(path) or original(path),
-    )
     assert VideoFiles(footage).names == names
-    assert indexed == []
+    assert len(indexed()) == 8
     changed = footage / "A/v2.mp4"
     write_coded(changed, range(33))
     write_coded(footage / "A/new.mp4", range(12))
     (footage / "B/v1.mp4").unlink()
     source = VideoFiles(footage)
-    assert sorted(map(os.path.basename, indexed)) == ["new.mp4", "v2.mp4"]
+    assert sorted(indexed()[8:]) == ["new.mp4", "v2.mp4"]
     assert source.num_frames(source.names.index("A/v2")) == 33
     assert set(source.names) == set(names) - {"B/v1"} | {"A/new"}
     (footage / INDEX).write_bytes(b'{"A/v2": {"bytes"')
     assert VideoFiles(footage).names == source.names
-    assert len(indexed) == 2 + 8
+    assert len(indexed()) == 8 + 2 + 8
 
 
-def test_a_stopped_index_goes_on(footage, here, monkeypatch):
-    original, indexed = module.index_frames, []
+def test_a_stopped_index_goes_on(footage, indexed, monkeypatch):
+    original = module.index_frames
 
     def stop_at_the_fourth(path):
-        if len(indexed) == 3:
+        if path == str(find_videos(footage).videos[3].path):
             raise KeyboardInterrupt
-        indexed.append(path)
         return original(path)
 
     monkeypatch.setattr(module, "index_frames", stop_at_the_fourth)
     with pytest.raises(KeyboardInterrupt):
         VideoFiles(footage)
     assert len(json.loads((footage / INDEX).read_bytes())) == 3
-    monkeypatch.setattr(module, "index_frames", lambda path: indexed.append(path) or original(path))
+    monkeypatch.setattr(module, "index_frames", original)
     assert len(VideoFiles(footage).names) == 8
-    assert len(indexed) == len(set(indexed)) == 8
+    assert len(indexed()) == len(set(indexed())) == 8
 
 
-def test_a_folder_that_cannot_be_written(footage, here):
+def test_a_folder_that_cannot_be_written(footage):
     (footage / ".frame_index.lock").mkdir()  # opening it fails, for root too
     names = VideoFiles(footage).names
     assert len(names) == 8

@@ -3,10 +3,9 @@ import threading
 import msgpack
 import pytest
 
-from dataset import store
 from dataset.footage import Video
 from dataset.preparation import merge as merging
-from dataset.preparation.merge import merge, read_record, remove_finished, wait_for_others
+from dataset.preparation.merge import merge, read_record, wait_for_others
 from dataset.preparation.write import done_path, write_note
 from dataset.store import pack_frames, shuffled, write_store
 from utils.errors import UserError
@@ -40,11 +39,8 @@ def test_record_of_a_file_of_frames(tmp_path, frames):
 
 def test_finished_videos_become_the_database_that_is_written_at_once(tmp_path):
     notes = finish(tmp_path / "unfinished", *VIDEOS)
-    made = merge(shuffled(list(VIDEOS)), notes, tmp_path / "unfinished", tmp_path / "rgb.lmdb", "rgb")
+    merge(shuffled(list(VIDEOS)), notes, tmp_path / "unfinished", tmp_path / "rgb.lmdb", "rgb")
     assert (tmp_path / "rgb.lmdb").read_bytes() == expected_bytes(tmp_path / "other.lmdb")
-    records = [pack_frames(frames) for frames in VIDEOS.values()]
-    frames, size = sum(map(len, VIDEOS.values())), sum(map(len, records))
-    assert made == {"frames": frames, "bytes": size, "bytes_per_frame": round(size / frames, 1)}
 
 
 def test_new_videos_are_added_and_changed_ones_replaced(tmp_path):
@@ -66,40 +62,16 @@ def test_a_damaged_old_database_is_told(tmp_path):
         merge(["a/0"], {}, tmp_path, path, "rgb")
 
 
-def test_what_cannot_be_read_back_replaces_nothing(tmp_path, monkeypatch):
-    path, folder = tmp_path / "rgb.lmdb", tmp_path / "unfinished"
-    notes = finish(folder, *VIDEOS)
-    path.write_text("the old one")
-    monkeypatch.setattr(
-        store, "_commit", lambda environment, batch: batch.clear()
-    )  # as if another took the file
-    with pytest.raises(UserError, match=r"rgb\.lmdb is not what was written to it"):
-        merge(shuffled(list(VIDEOS)), notes, folder, path, "rgb")
-    assert path.read_text() == "the old one"
-    assert {file.name for file in tmp_path.iterdir()} == {"rgb.lmdb", "unfinished"}
-
-
 def test_videos_of_other_processes_are_waited_for(tmp_path, monkeypatch):
     monkeypatch.setattr(merging, "POLL_SECONDS", 0.01)
     videos = [Video(name, "") for name in VIDEOS]
     notes = finish(tmp_path, "a/0", "a/1")
+    monkeypatch.setattr(merging, "PATIENCE_SECONDS", 0)
     with pytest.raises(UserError, match=r"3 videos are not prepared yet, e\.g\. a/2; start"):
-        wait_for_others(videos, tmp_path, wait=False)
+        wait_for_others(videos, tmp_path)
     monkeypatch.setattr(merging, "PATIENCE_SECONDS", 60)
     others = threading.Thread(target=lambda: notes.update(finish(tmp_path, "a/2", "a/3", "a/4")))
     others.start()
-    assert wait_for_others(videos, tmp_path, wait=True).keys() == VIDEOS.keys()
+    assert wait_for_others(videos, tmp_path).keys() == VIDEOS.keys()
     others.join()
-    assert wait_for_others(videos, tmp_path, wait=False) == notes
-    assert wait_for_others([], tmp_path, wait=True) == {}
-    monkeypatch.setattr(merging, "PATIENCE_SECONDS", 0)
-    with pytest.raises(UserError, match=r"1 videos are not prepared yet, e\.g\. a/9"):
-        wait_for_others([Video("a/9", "")], tmp_path, wait=True)
-
-
-def test_finished_videos_are_removed_with_what_a_killed_run_left_of_them(tmp_path):
-    finish(tmp_path / "unfinished", "a/0")
-    finish(tmp_path / "merged", "a/1")
-    remove_finished(tmp_path / "unfinished", tmp_path / "merged")
-    remove_finished(tmp_path / "unfinished", tmp_path / "merged")
-    assert list(tmp_path.iterdir()) == []
+    assert wait_for_others(videos, tmp_path) == notes

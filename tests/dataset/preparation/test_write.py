@@ -6,21 +6,20 @@ import signal
 import subprocess
 import sys
 import tracemalloc
-from fractions import Fraction
 from functools import partial
 from pathlib import Path
 
+import av
 import msgpack
 import pytest
+from coded import write_coded
 from footage import picture, write_video
 from runs import ROOT
 
-from dataset.decode import Report
 from dataset.footage import Video
-from dataset.preparation import write
+from dataset.preparation import frames, write
 from dataset.preparation.frames import Options
-from dataset.preparation.write import describe, done_path, prepare_video, prepare_videos, read_notes
-from utils.errors import UserError
+from dataset.preparation.write import done_path, prepare_video, prepare_videos, read_notes
 
 RGB = Options(("rgb",))
 
@@ -45,7 +44,6 @@ def test_files_and_note_of_a_finished_video(tmp_path):
         stream: {"frames": len(frames), "bytes": done_path(out, "a/x", stream).stat().st_size}
         for stream, frames in files.items()
     }
-    assert note["seconds"] > note["flow_seconds"] > 0
     assert json.loads(done_path(out, "a/x", "json").read_text()) == note
     assert len(list(out.iterdir())) == 3
     assert read_notes(out, [video, Video("a/y", "")]) == {"a/x": note}
@@ -54,7 +52,7 @@ def test_files_and_note_of_a_finished_video(tmp_path):
 
 
 def fail(error: OSError, *_):
-    """In place of ``make_frames``."""
+    """In place of ``decode_video``."""
     yield from ()
     raise error
 
@@ -69,33 +67,23 @@ def fail(error: OSError, *_):
 def test_left_out_videos_have_a_note_alone(tmp_path, monkeypatch, error, reason):
     video = make_video(tmp_path / "x.avi", 1)
     if error:
-        monkeypatch.setattr(write, "make_frames", partial(fail, error))
+        monkeypatch.setattr(frames, "decode_video", partial(fail, error))
     note = prepare_video(video, tmp_path / "out", RGB)
     assert "records" not in note
     assert re.search(reason, note["left_out"])
     assert list((tmp_path / "out").iterdir()) == [done_path(tmp_path / "out", "a/x", "json")]
 
 
-@pytest.mark.parametrize(
-    ("report", "short_side", "text"),
-    [
-        (Report(frames=9), 32, ""),
-        (
-            Report(9, lost=1, concealed=2),
-            32,
-            "2 frames with faults that the decoder concealed; 1 frames that cannot be decoded",
-        ),
-        (Report(9, rescaled=3), 32, "3 frames of another size than the first, scaled to it"),
-        (Report(9, pixel_aspect=Fraction(16, 15)), 32, "pixels of 16/15 (width by height) made square"),
-        (
-            Report(9, pixel_aspect=Fraction(16, 15)),
-            None,
-            "pixels of 16/15 (width by height) kept as they are",
-        ),
-    ],
-)
-def test_what_decoding_met_is_said(report, short_side, text):
-    assert describe(report, Options(short_side=short_side)) == text
+def test_faults_that_decoding_met_are_noted(tmp_path):
+    path = write_coded(tmp_path / "x.avi", codec="mjpeg", pixels="yuvj420p")
+    with av.open(str(path)) as file:
+        start, size = [(packet.pos, packet.size) for packet in file.demux(video=0)][7]
+    data = bytearray(path.read_bytes())
+    data[start + 8 : start + size] = bytes(size - 8)
+    path.write_bytes(data)
+    note = prepare_video(Video("a/x", str(path), len(data)), tmp_path / "out", RGB)
+    assert note["records"]["rgb"]["frames"] == 39
+    assert note["remarks"] == "1 frames that cannot be decoded"
 
 
 def test_too_long_a_video_is_left_out(tmp_path, monkeypatch):
@@ -137,19 +125,10 @@ def test_a_video_that_ends_its_process_twice_is_left_out(tmp_path, monkeypatch):
     assert sum("records" in note for note in notes.values()) == 4
 
 
-def test_when_nothing_but_crashes_comes_it_is_not_the_videos(tmp_path, monkeypatch):
-    monkeypatch.setattr(write, "prepare_video", crashing)
-    monkeypatch.setattr(write, "MAX_CRASHES", 2)
-    videos = [Video(f"crash/{i}", "") for i in range(9)]
-    with pytest.raises(UserError, match="the first 3 videos all ended the process"):
-        list(prepare_videos(videos, tmp_path, RGB, jobs=1))
-
-
 ENDLESS = """
 import sys
 from contextlib import closing
 from pathlib import Path
-from dataset.decode import Report
 from dataset.footage import Video
 from dataset.preparation.frames import Options
 from dataset.preparation.write import prepare_videos
