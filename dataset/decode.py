@@ -41,13 +41,16 @@ class Report:
     pixel_aspect: Fraction = Fraction(1)  # width by height of a pixel, upright
 
     def remarks(self) -> str:
-        """What is to be said of faults, if there were any."""
+        """What is to be said of the video, if anything."""
         faults = {
             "with faults that the decoder concealed": self.concealed,
             "that cannot be decoded": self.lost,
             "of another size than the first, scaled to it": self.rescaled,
         }
-        return "; ".join(f"{count} frames {what}" for what, count in faults.items() if count)
+        remarks = [f"{count} frames {what}" for what, count in faults.items() if count]
+        if self.pixel_aspect != 1:
+            remarks.append(f"pixels of {self.pixel_aspect} (width by height), square with --short_side")
+        return "; ".join(remarks)
 
 
 def decode_video(path: str, fps: float | None = None, report: Report | None = None) -> Iterator[np.ndarray]:

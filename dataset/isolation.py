@@ -14,7 +14,10 @@ from typing import Any
 
 import cv2
 
+from utils.errors import UserError
 from utils.memory import keep_freed_memory
+
+MAX_CRASHES = 10  # of as many items before the first result, and it is not the items
 
 
 def in_processes(
@@ -24,7 +27,7 @@ def in_processes(
 
     Each process is a pool of its own, so that one that dies takes no other along: it is replaced, and its
     item is tried once more at the end. All end, in whatever they do, when this generator is closed or its
-    process ends.
+    process ends. Raises UserError where nothing but crashes comes.
     """
     context = multiprocessing.get_context(start_method)
     lifeline = context.Pipe(duplex=False)
@@ -36,6 +39,7 @@ def in_processes(
     idle = [start_worker() for _ in range(min(jobs, len(items)))]
     running: dict[Future, tuple[ProcessPoolExecutor, Any]] = {}
     crashes: Counter = Counter()
+    finished = 0
     try:
         while waiting or running:
             while waiting and idle:
@@ -49,10 +53,13 @@ def in_processes(
                 worker, item = running.pop(future)
                 if not isinstance(future.exception(), BrokenProcessPool):
                     idle.append(worker)
+                    finished += 1
                     yield item, future.result()
                     continue
                 idle.append(start_worker())
                 crashes[item] += 1
+                if finished == 0 and len(crashes) > MAX_CRASHES:
+                    raise UserError(f"the first {len(crashes)} videos all ended their process")
                 if crashes[item] == 1:
                     waiting.append(item)
                 else:

@@ -184,12 +184,14 @@ def writing(path: str | os.PathLike) -> Iterator[Callable[[str, bytes, int], Non
     unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     order: list[str] = []
     frames: list[int] = []
+    sizes: list[int] = []
     batch: list[tuple[bytes, bytes]] = []
 
     def add(name: str, record: bytes, count: int) -> None:
         batch.append((_key(len(order)), record))
         order.append(name)
         frames.append(count)
+        sizes.append(len(record))
         if sum(len(value) for _, value in batch) >= BATCH_BYTES:
             _commit(environment, batch)
 
@@ -207,10 +209,13 @@ def writing(path: str | os.PathLike) -> Iterator[Callable[[str, bytes, int], Non
             batch += [(key.encode(), msgpack.packb(value, use_bin_type=False)) for key, value in meta.items()]
             _commit(environment, batch)  # keys ascend throughout: digits come before the underscore
             environment.sync(True)
+        written = VideoStore(unfinished)
+        if (written.names, [written.record_size(i) for i in range(len(written))]) != (order, sizes):
+            raise OSError("it is not what was written to it")
         with write_atomically(f"{path}-order") as file:
             file.write("".join(f"{name}\n" for name in order).encode())
         os.replace(unfinished, path)
-    except (lmdb.Error, OSError) as error:
+    except (lmdb.Error, OSError, BrokenVideo) as error:
         raise UserError(f"cannot write {path}: {error}; make room or mend it and start again") from error
     finally:
         unfinished.unlink(missing_ok=True)

@@ -173,7 +173,7 @@ def prepare_share(share: list[Video], plan: Plan, jobs: int) -> dict[str, dict]:
             bar.update()
             if "left_out" in note:
                 log.warning("left out %s: %s", note["video"], note["left_out"])
-            elif note["remarks"]:
+            elif note.get("remarks"):
                 log.warning("%s: %s", note["video"], note["remarks"])
             size += sum(record["bytes"] for record in note.get("records", {}).values())
             if len(notes) == sample:
@@ -200,11 +200,15 @@ def finish(plan: Plan, notes: dict[str, dict]) -> None:
     if new or prepared != plan.prepared_names():
         for stream, path in plan.databases.items():
             merge(shuffled(prepared), new, plan.unfinished, path, stream)
+    remarks = plan.read_report().get("remarks", {}) | {
+        name: note.get("remarks") for name, note in new.items()
+    }
     report = {
         "options": plan.options.noted(),
         "source": str(plan.footage.folder.resolve()),
         "videos": len(prepared),
         "left_out": len(left_out),
+        "remarks": {name: remark for name, remark in remarks.items() if remark and name in prepared},
         "ignored": dict(plan.footage.ignored),
         "source_bytes": {video.name: video.size for video in plan.footage.videos if video.name in prepared},
     }

@@ -7,7 +7,9 @@ import cv2
 import numpy as np
 import pytest
 
+from dataset import isolation
 from dataset.isolation import in_processes
+from utils.errors import UserError
 
 
 def process_of(number: int) -> int:
@@ -42,6 +44,12 @@ def test_one_crash_is_forgiven_and_two_are_not(tmp_path, method):
     found = {path.name: result for path, result in in_processes(crash, paths, 2, method)}
     assert found == {"0": "0", "1": "1", "2": None, "0 more": "0 more"}
     assert len(list(tmp_path.iterdir())) == 1 + 2 + 2 + 1
+
+
+def test_when_nothing_but_crashes_comes_it_is_not_the_videos(tmp_path, monkeypatch):
+    monkeypatch.setattr(isolation, "MAX_CRASHES", 2)
+    with pytest.raises(UserError, match="the first 3 videos all ended their process"):
+        list(in_processes(crash, [tmp_path / f"9 {i}" for i in range(9)], 1))
 
 
 def test_a_process_that_is_killed_while_it_has_nothing_to_do_is_replaced():

@@ -3,6 +3,7 @@ import threading
 import msgpack
 import pytest
 
+from dataset import store
 from dataset.footage import Video
 from dataset.preparation import merge as merging
 from dataset.preparation.merge import merge, read_record, wait_for_others
@@ -60,6 +61,23 @@ def test_a_damaged_old_database_is_told(tmp_path):
         UserError, match=r"a/0: .*rgb\.lmdb.*; remove .*rgb\.lmdb to have all videos prepared"
     ):
         merge(["a/0"], {}, tmp_path, path, "rgb")
+
+
+def test_what_cannot_be_read_back_replaces_nothing(tmp_path, monkeypatch):
+    path, folder = tmp_path / "rgb.lmdb", tmp_path / "unfinished"
+    notes = finish(folder, *VIDEOS)
+    path.write_text("the old one")
+    commit = store._commit
+
+    def lose_one(environment, batch):
+        batch.pop(0)
+        commit(environment, batch)
+
+    monkeypatch.setattr(store, "_commit", lose_one)
+    with pytest.raises(UserError, match=r"cannot write .*rgb\.lmdb: .*; make room"):
+        merge(shuffled(list(VIDEOS)), notes, folder, path, "rgb")
+    assert path.read_text() == "the old one"
+    assert {file.name for file in tmp_path.iterdir()} == {"rgb.lmdb", "unfinished"}
 
 
 def test_videos_of_other_processes_are_waited_for(tmp_path, monkeypatch):
