@@ -17,12 +17,9 @@ if [ ! -e "$root/$name/prepared.json" ]; then
 fi
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 for seed in $seeds; do
-    # network and options of pretraining: for some hundred steps, see README: "A small trial learns nothing"
     bash scripts/reproduce.sh "$name" 1 --data_root "$root" --seq_len 8 --ds 2 --img_dim 32 --channels_last -j 1 \
-        --seed "$seed" --net s3d_quarter --cycles 1 --baselines "$6" --probe features --at_once 2 \
+        --small --seed "$seed" --baselines "$6" --at_once 2 \
         --nce_epochs "$nce_epochs" --nce_schedule "$((nce_epochs * 5 / 6))" \
-        --coclr_epochs "$coclr_epochs" --coclr_schedule "$((coclr_epochs * 5 / 6))" \
-        --pretrain "--moco-k 128 --moco-m 0.95 --lr 3e-4 --bn_bias 1 --save_freq 10" \
-        --cotrain "--moco-k 256 --hide_self 0" --train_flow "--lr 5e-5"
+        --coclr_epochs "$coclr_epochs" --coclr_schedule "$((coclr_epochs * 5 / 6))"
 done
 echo "table: results.md; chart: results.png; what was retrieved: gallery-$name.html, recall-$name.png"

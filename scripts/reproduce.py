@@ -32,6 +32,14 @@ PAPER_K400 = {
     "queue": 16384,
     "eval": ["ucf101", "hmdb51"],
 }
+SMALL = {  # for some hundred steps, see README: "A small trial learns nothing"
+    "net": "s3d_quarter",
+    "cycles": 1,
+    "probe": "features",
+    "pretrain": "--moco-k 128 --moco-m 0.95 --lr 3e-4 --bn_bias 1 --save_freq 10".split(),
+    "cotrain": "--moco-k 256 --hide_self 0".split(),
+    "train_flow": "--lr 5e-5".split(),
+}
 RGB, FLOW = (STREAMS[stream].ending for stream in ("rgb", "flow"))  # of dataset names
 CLIP = ("--seq_len", "32", "--ds", "1")
 RANDOM = {"Random-RGB": RGB, "Random-Flow": FLOW}
@@ -47,6 +55,7 @@ def parse_arguments(words: list[str]) -> tuple[Namespace, list[str]]:
     parser.add_argument("--dry_run", action="store_true", help="print the commands, run none")
     add_database_options(parser)
     group = parser.add_argument_group("recipe")
+    group.add_argument("--small", action="store_true", help="defaults for some hundred videos")
     group.add_argument("--net", choices=tuple(NETWORKS), default="s3d", help="network of all runs")
     group.add_argument("--cycles", type=non_negative_int, default=2, help="cycles of co-training")
     meaning = (
@@ -69,10 +78,12 @@ def parse_arguments(words: list[str]) -> tuple[Namespace, list[str]]:
     group.add_argument("--seed", type=non_negative_int, help="the runs of each seed have names of their own")
     meaning = "trainings at the same time, on the same processors or GPUs, where none needs another"
     group.add_argument("--at_once", type=positive_int, default=1, help=meaning)
-    dataset = parser.parse_known_args(words)[0].dataset
-    parser.set_defaults(eval=[dataset], nce_gpus=2, coclr_gpus=2, queue=2048)
-    if dataset == "k400":
+    known, _ = parser.parse_known_args(words)
+    parser.set_defaults(eval=[known.dataset], nce_gpus=2, coclr_gpus=2, queue=2048)
+    if known.dataset == "k400":
         parser.set_defaults(**PAPER_K400)
+    if known.small:
+        parser.set_defaults(**SMALL)
     args, common = parser.parse_known_args(words)
     for word in common:
         if word.startswith(("--epochs", "--schedule")):
