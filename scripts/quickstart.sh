@@ -1,24 +1,24 @@
 #!/usr/bin/env bash
 # The whole recipe in small, on embedded footage: videos, flow, databases, pretraining, co-training, evaluation, table,
-# chart, gallery. --full: more epochs, three seeds (a GPU, or some hours on a CPU). SEEDS: others, "0 1 2".
+# chart, gallery. --full: TV-L1 flow, all baselines, three seeds (over an hour on two cores). SEEDS: others, "0 1 2".
 source "$(dirname "$0")/environment.sh"
 case "${1-}" in
-    "") set -- synthetic "0" 34 20 dis random ;;
-    --full) set -- synthetic-full "0 1 2" 60 30 tvl1 all ;;
+    "") set -- synthetic "0" dis random ;;
+    --full) set -- synthetic-full "0 1 2" tvl1 all ;;
     *) echo "error: $1 is not known; usage: bash scripts/quickstart.sh [--full]" >&2; exit 2 ;;
 esac
-name=$1 seeds=${SEEDS:-$2} nce_epochs=${NCE_EPOCHS:-$3} coclr_epochs=${COCLR_EPOCHS:-$4}
+name=$1 seeds=${SEEDS:-$2} flow=$3 baselines=$4 nce_epochs=${NCE_EPOCHS:-34} coclr_epochs=${COCLR_EPOCHS:-20}
 root=${COCLR_DATA:-data}
 footage=$root/$name-videos
 
 if [ ! -e "$root/$name/prepared.json" ]; then
     [ -e "$footage/classInd.txt" ] || "$PYTHON" -m dataset.synthetic --out "$footage"
-    "$PYTHON" -m dataset.prepare "$name" --videos "$footage" --out "$root/$name" --flow "$5"
+    "$PYTHON" -m dataset.prepare "$name" --videos "$footage" --out "$root/$name" --flow "$flow"
 fi
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 for seed in $seeds; do
     bash scripts/reproduce.sh "$name" 1 --data_root "$root" --seq_len 8 --ds 2 --img_dim 32 --channels_last -j 1 \
-        --small --seed "$seed" --baselines "$6" --at_once 2 \
+        --small --seed "$seed" --baselines "$baselines" --at_once 2 \
         --nce_epochs "$nce_epochs" --nce_schedule "$((nce_epochs * 5 / 6))" \
         --coclr_epochs "$coclr_epochs" --coclr_schedule "$((coclr_epochs * 5 / 6))"
 done
