@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from databases import make_dataset, write_database
-from runs import run_ranks
+from runs import CLIPS, run_ranks
 
 import main_classifier
 from dataset.jpeg import decode
@@ -19,13 +19,26 @@ from dataset.window_dataset import WindowDataset
 from eval import feature_linear_probe, merge_2stream_prob, report, retrieval
 from eval.features import load_features
 from eval.predict import network_input, read_videos
-from model.pretrain import InfoNCE
+from model.pretrain import InfoNCE, set_batch_norm_bias
 from model.weights import load_classifier
 from utils.checkpoint import load_checkpoint
 from utils.launch import World
 
-SMALL = ("--dataset", "tiny", "--seq_len", "8", "--img_dim", "32", "-j", "0", "--batch_size", "4")
-FOLDER = "tiny-32-sp1_s3d_{optim}_bs4_lr{lr}_wd0.001_dp{dp}_len8_ds1_train-{what}_pt-{pt}"
+SMALL = (
+    "--dataset",
+    "tiny",
+    "--net",
+    "s3d_quarter",
+    "--seq_len",
+    "8",
+    "--img_dim",
+    "32",
+    "-j",
+    "0",
+    "--batch_size",
+    "4",
+)
+FOLDER = "tiny-32-sp1_s3d_quarter_{optim}_bs4_lr{lr}_wd0.001_dp{dp}_len8_ds1_train-{what}_pt-{pt}"
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +47,11 @@ def home(tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
     make_dataset(home / "data/tiny", per_class=4, frames=20)
     torch.manual_seed(5)
-    state = InfoNCE("s3d", 16, 32).state_dict()
-    torch.save({"epoch": 7, "state_dict": state, "options": {"dataset": "tiny-2clip"}}, home / "pre.tar")
+    model = InfoNCE("s3d_quarter", 16, 32)
+    set_batch_norm_bias(model, 1.0)  # so that features are more than rounding
+    torch.save(
+        {"epoch": 7, "state_dict": model.state_dict(), "options": {"dataset": "tiny-2clip"}}, home / "pre.tar"
+    )
     return home
 
 
@@ -89,7 +105,7 @@ def test_finetuned_checkpoint(home, finetuned):
     start = load_checkpoint(home / "pre.tar")["state_dict"]
     key = "Conv_1a.conv1.weight"
     assert not torch.equal(saved["state_dict"][f"backbone.{key}"], start[f"encoder_q.0.{key}"])
-    names = list(dict(load_classifier(saved, "s3d", saved["classes"], "x").named_parameters()))
+    names = list(dict(load_classifier(saved, "s3d_quarter", saved["classes"], "x").named_parameters()))
     rates = {name: group["lr"] for name, group in zip(names, saved["optimizer"]["param_groups"], strict=True)}
     # after the drop: a tenth for the head, a hundredth for the network
     assert {round(rate, 12) for name, rate in rates.items() if name.startswith("backbone.")} == {1e-5}
@@ -99,7 +115,7 @@ def test_finetuned_checkpoint(home, finetuned):
 def test_linear_probe_trains_the_layer_alone_word_for_word(cwd):
     main(
         "--net",
-        "s3d",
+        "s3d_quarter",
         "--ds",
         "1",
         "--train_what",
@@ -210,9 +226,9 @@ def test_validation_part_is_what_pandas_draws():
 def test_ten_crop_word_for_word_against_a_slow_loop(cwd, finetuned, home):
     checkpoint = cwd / "ft.tar"
     checkpoint.write_bytes(finetuned.read_bytes())
-    main("--net", "s3d", "--ds", "1", "--train_what", "ft", "--test", checkpoint, "--ten_crop")
+    main("--net", "s3d_quarter", "--ds", "1", "--train_what", "ft", "--test", checkpoint, "--ten_crop")
     saved = load_checkpoint(checkpoint)
-    model = load_classifier(saved, "s3d", saved["classes"], "x").eval()
+    model = load_classifier(saved, "s3d_quarter", saved["classes"], "x").eval()
     videos = open_videos("tiny", "test", 8, 1, home / "data")
     slow = {}
     for index, name in enumerate(videos.names):
@@ -260,9 +276,9 @@ def test_ten_crop_word_for_word_against_a_slow_loop(cwd, finetuned, home):
 def test_retrieval_word_for_word_and_the_tools_after_it(cwd, monkeypatch, capsys):
     checkpoint = cwd / "a.tar"
     checkpoint.write_bytes((cwd / "pre.tar").read_bytes())
-    main("--net", "s3d", "--ds", "1", "--test", checkpoint, "--retrieval")
+    main("--net", "s3d_quarter", "--ds", "1", "--test", checkpoint, "--retrieval")
     test = load_features(cwd / "feature", "tiny", "test")
-    backbone = InfoNCE("s3d", 16, 32).encoder_q[0]
+    backbone = InfoNCE("s3d_quarter", 16, 32).encoder_q[0]
     backbone.load_state_dict(
         {
             key.removeprefix("encoder_q.0."): value
