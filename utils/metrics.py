@@ -61,5 +61,9 @@ def top_k_hits(logits: Tensor, positives: Tensor, ks: tuple[int, ...] = (1, 5)) 
 
 
 def as_text(numbers: dict[str, float], decimals: int = 2) -> str:
-    """Numbers on one line."""
-    return ", ".join(f"{name} {value:.{decimals}f}" for name, value in numbers.items())
+    """Numbers on one line, whole ones as they are."""
+    texts = {
+        name: f"{value:.{decimals}f}" if isinstance(value, float) else value
+        for name, value in numbers.items()
+    }
+    return ", ".join(f"{name} {text}" for name, text in texts.items())
