@@ -41,9 +41,9 @@ def answer_for_lost_items() -> None:
 
     def send_error(queue, error, item):
         number = item[0]
-        queue.put(
-            (number, ExceptionWrapper((type(error), error, error.__traceback__), "in a loader process"))
-        )
+        # without tracebacks, which open files to show their lines: files may be what is lacking
+        error.__cause__ = error.__context__ = None
+        queue.put((number, ExceptionWrapper((type(error), error, None), "in a loader process")))
 
     multiprocessing.queues.Queue._on_queue_feeder_error = send_error
 
