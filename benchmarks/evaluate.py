@@ -6,6 +6,7 @@ The plain loop is what the original does: a video's windows are one batch, and e
 frames; it has one thread. Both have the same random weights and videos of noise; features must be equal.
 """
 
+import argparse
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -27,14 +28,14 @@ from utils.options import Parser, positive_int
 
 
 @torch.no_grad()
-def plain(network: nn.Module, videos: Videos, seq_len: int, side: int) -> Tensor:
+def plain(network: nn.Module, videos: Videos, args: argparse.Namespace) -> Tensor:
     """Features [V, C], one video at a time, every window decoded by itself."""
     features = []
     for video, count in zip(videos.positions["rgb"].tolist(), videos.frames.tolist(), strict=True):
         clips = []
-        for window in test_windows(count, seq_len, 1):
+        for window in test_windows(count, args.seq_len, args.ds):
             frames = list(videos.stores["rgb"].frames(video, window.tolist()))
-            clips.append(crop_resize(frames, crop_boxes(*frames[0].shape[:2], 1)[0], side))
+            clips.append(crop_resize(frames, crop_boxes(*frames[0].shape[:2], 1)[0], args.img_dim))
         clips = network_input(torch.stack(clips), torch.zeros(len(clips)).bool(), channels_last=False)
         features.append(network(clips).mean(dim=(0, 2, 3, 4)))
     return torch.stack(features)
@@ -59,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
         make_noise(Path(folder, "noise"), 24, 90)
         videos = open_videos("noise", "train", args.seq_len, args.ds, folder)
         work = {
-            "plain": partial(plain, network.eval(), videos, args.seq_len, args.img_dim),
+            "plain": partial(plain, network.eval(), videos, args),
             "ours": lambda: features_of(network, param["feature_size"], videos, args, world)[0],
         }
         runs = compare(f"{len(videos)} videos", work, args.repeat, len(videos))

@@ -83,6 +83,8 @@ def draw_crop(
             return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
     if fallback == "whole":
         return 0, 0, height, width
+    if fallback != "centre":
+        raise ValueError(f"fallback {fallback!r} is neither 'whole' nor 'centre'")
     side = min(height, width)
     return (height - side) // 2, (width - side) // 2, side, side
 

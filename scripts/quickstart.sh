@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The whole recipe in small, on embedded footage: videos, flow, databases, pretraining, co-training, evaluation, table,
-# chart, gallery. --full: TV-L1 flow, all baselines, three seeds (over an hour on two cores). SEEDS: others, "0 1 2".
+# chart, gallery. --full: TV-L1 flow, all baselines, three seeds (several times as long). SEEDS: others, "0 1 2".
 source "$(dirname "$0")/environment.sh"
 case "${1-}" in
     "") set -- synthetic "0" dis random ;;

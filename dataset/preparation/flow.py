@@ -15,10 +15,12 @@ def compute_flow(previous: np.ndarray, following: np.ndarray, method: str = "tvl
 
     Args:
         previous, following: uint8 [H, W]. method: "tvl1" (Zach et al. 2007, as the released databases hold)
-        or "dis" (Kroeger et al. 2016, quick).
+        or "dis" (Kroeger et al. 2016, quick). Raises ValueError for another.
     """
     if method == "dis":
         return _dis().calc(previous, following, None)
+    if method != "tvl1":
+        raise ValueError(f"flow method {method!r} is none of {', '.join(METHODS)}")
     from dataset.preparation.tvl1 import tvl1  # numba takes a second to import
 
     return tvl1(previous, following)

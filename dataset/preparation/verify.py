@@ -30,6 +30,9 @@ def verify_store(store: VideoStore, sample: int | None, is_flow: bool, problems:
     found: Found = {}
     number = len(store) if sample is None else min(sample, len(store))
     chosen = set(np.linspace(0, len(store) - 1, number, dtype=int).tolist())
+    for name, count in Counter(store.names).items():
+        if count > 1:
+            problems.append(f"{name}: {count} records have this name")
     record_bytes = 0
     sizes: Counter = Counter()  # of the decoded frames
     videos = tqdm(store.names, unit="video", desc=store.path, leave=False, disable=None)

@@ -275,6 +275,8 @@ def test_finetuning_crop_falls_back_to_the_centre():
     assert draw_crop(rng, 10, 1000, attempts=10, fallback="centre") == (0, 495, 10, 10)
     assert draw_crop(rng, 1000, 11, attempts=10, fallback="centre") == (494, 0, 11, 11)
     assert draw_crop(rng, 10, 1000) == (0, 0, 10, 1000)
+    with pytest.raises(ValueError, match="fallback 'center'"):
+        draw_crop(rng, 10, 1000, fallback="center")
 
 
 def test_crop_of_tiny_frames_is_never_empty():

@@ -55,6 +55,11 @@ def test_decoding_inverts_encoding_within_half_a_level():
     assert np.abs(decode_flow(encode_flow(small, 5), 5) - small).max() <= 5 / 255 + 1e-5
 
 
+def test_unknown_method_is_named():
+    with pytest.raises(ValueError, match=r"farneback.*tvl1, dis"):
+        compute_flow(texture(), texture(), "farneback")
+
+
 def test_a_database_goes_on_with_the_flow_that_it_was_begun_with():
     assert Options().noted()["flow_by"].startswith("coclr-numba-1")
     assert Options(streams=("rgb",)).noted()["flow_by"] is None

@@ -49,6 +49,14 @@ def pair(tmp_path):
     return videos(6), videos(5)
 
 
+def test_two_records_of_one_name(tmp_path, capsys):
+    frames = [jpeg(0)] * 3
+    write_store(tmp_path / "rgb.lmdb", ["a/0", "a/1", "a/0"], lambda name: (pack_frames(frames), 3))
+    status, output = check(capsys, tmp_path / "rgb.lmdb")
+    assert status == 1
+    assert "a/0: 2 records have this name\n1 problems" in output
+
+
 @pytest.mark.parametrize("more", [[], ["--all"], ["--sample", "1"]])
 def test_sound_pair(tmp_path, capsys, pair, more):
     write(tmp_path / "rgb.lmdb", pair[0])
