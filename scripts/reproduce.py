@@ -216,8 +216,8 @@ class Recipe:
         features = self.features(title, name)
         tested = "random" if title in RANDOM else checkpoint
         words = [*test, "--test", tested, "--retrieval", "--dirname", features.name]
-        leaves = f"{features}/{dataset}_recall.png"
-        self.run(Command(f"retrieval by {title} on {dataset}", words, leaves, processes))
+        # which knows itself whether the features that are there are still those of this checkpoint
+        self.run(Command(f"retrieval by {title} on {dataset}", words, processes=processes))
         probe = f"linear probe of {title} on {dataset}"
         if args.probe == "features":
             words = ["eval/feature_linear_probe.py", "--dataset", dataset, "--test", str(features)]

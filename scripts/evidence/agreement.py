@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dataset.augmentation import augment
+from dataset.augmentation import augment_batch
 from dataset.clip_dataset import ClipDataset
 from dataset.loader import make_loader
 from dataset.registry import open_videos
@@ -46,8 +46,7 @@ def embeddings(encoder: nn.Module, dataset: ClipDataset) -> tuple[Tensor, Tensor
     """Embeddings of the two views of the first videos of an epoch, [N, C] each, and their labels [N]."""
     rows, labels = [], []
     for batch in make_loader(dataset, BATCH, 0, 0, 1, CPU):
-        draws = {name: draw.flatten(0, 1) for name, draw in batch["draws"].items()}
-        clips = augment(batch["clips"].flatten(0, 2), draws, channels_last=True).unflatten(0, (-1, 2))
+        clips = augment_batch(batch, channels_last=True)[:, :, 0]  # [B, views, 3, T, S, S]
         rows.append(torch.stack([embed(encoder, clips[:, view]) for view in range(2)]))
         labels.append(batch["label"])
         if sum(map(len, labels)) >= VIDEOS:
