@@ -10,6 +10,7 @@ table alone, and no test video is read.
 """
 
 import statistics
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -55,9 +56,10 @@ def embeddings(encoder: nn.Module, dataset: ClipDataset) -> tuple[Tensor, Tensor
     return first, second, torch.cat(labels)
 
 
-def mean_and_spread(values: list[float]) -> str:
-    spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.3f}{spread}"
+def mean_and_spread(values: Sequence[float], digits: int = 3) -> str:
+    """Mean and standard deviation, the latter of several ``values`` only."""
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.{digits}f}{spread}"
 
 
 @one_line_errors

@@ -1,0 +1,206 @@
+"""What a small InfoNCE training gains by known changes of the method, at equal compute, a row for each.
+
+    python -m scripts.evidence.variants --dataset synthetic-f-2clip [--variants paper eman] [--seeds 0 1]
+
+Trains by main_nce.py in the current folder, with the settings of the quickstart, and tests by leave-one-out
+retrieval on training videos, within each set where class folders are called SET-CLASS. No test video is read.
+Stopped at any point, the same command goes on. Printed are means and standard deviations over seeds.
+"""
+
+import json
+import statistics
+from argparse import Namespace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+import main_nce
+from backbone.select_backbone import select_backbone
+from dataset.catalogue import parse_name
+from dataset.registry import Videos, open_videos
+from eval.metrics import centred
+from eval.predict import features_of
+from model.methods import METHODS
+from model.pretrain import InfoNCE, all_gather, embed
+from model.weights import load_backbone
+from scripts.evidence.agreement import mean_and_spread
+from scripts.reproduce import SMALL
+from utils.checkpoint import load_checkpoint
+from utils.errors import one_line_errors
+from utils.launch import World
+from utils.options import Parser
+from utils.schedule import learning_rate
+
+WARM_UP = 5  # epochs
+NETWORK = SMALL["net"]
+RATES = {"rgb": 3e-4, "flow": 5e-5}  # the quickstart's
+WORLD = World(0, 1, torch.device("cpu"))
+
+
+class EMAN(InfoNCE):
+    """Keys by averaged statistics: the key encoder never sees its batch (Cai et al., CVPR 2021)."""
+
+    def train(self, mode: bool = True) -> "EMAN":
+        super().train(mode)
+        self.encoder_k.eval()
+        return self
+
+    @torch.no_grad()
+    def _momentum_update(self) -> None:
+        super()._momentum_update()
+        for own, other in zip(self.encoder_k.buffers(), self.encoder_q.buffers(), strict=True):
+            if own.is_floating_point():
+                own.lerp_(other, 1 - self.m)
+
+    @torch.no_grad()
+    def _encode_keys(self, clips: Tensor) -> Tensor:
+        return embed(self.encoder_k, clips)
+
+
+class FreshKeys(InfoNCE):
+    """Negatives as new as the positive: the keys of this batch beside the queue, the own one left out."""
+
+    def _logits(self, query: Tensor, key: Tensor) -> Tensor:
+        logits = super()._logits(query, key)
+        others = query @ all_gather(key).T / self.T
+        return torch.cat([logits, others.fill_diagonal_(-torch.inf)], dim=1)
+
+
+class RisingMomentum(InfoNCE):
+    """The key encoder's momentum rises from m to 1 - (1 - m) / 10, over the first 256 steps."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.register_buffer("steps", torch.zeros(()))
+
+    @torch.no_grad()
+    def _momentum_update(self) -> None:
+        start = self.m
+        self.m = 1 - (1 - start) * (1 - 0.9 * min(self.steps.item() / 256, 1))
+        super()._momentum_update()
+        self.m = start
+        self.steps += 1
+
+
+def warmed_up(base: float, epoch: int, epochs: int, drops: list[int], cosine: bool = False) -> float:
+    """``learning_rate``, rising over the first epochs."""
+    return learning_rate(base, epoch, epochs, drops, cosine) * min((epoch + 1) / WARM_UP, 1)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A change of the model, of the clips, or of the rate; each step costs ``cost`` times the paper's."""
+
+    model: type[InfoNCE] = InfoNCE
+    clips: dict[str, int] = field(default_factory=dict)
+    cost: int = 1
+    rate: float = 1
+    schedule: Callable[..., float] = learning_rate
+
+
+VARIANTS = {
+    "paper": Variant(),
+    "EMAN": Variant(EMAN),
+    "fresh-keys": Variant(FreshKeys),
+    "rising-momentum": Variant(RisingMomentum),
+    "warm-up": Variant(schedule=warmed_up),
+    "16-frames": Variant(clips={"seq_len": 16, "ds": 1}, cost=2),
+    "64-pixels": Variant(clips={"img_dim": 64}, cost=4),
+    "3-times-the-rate": Variant(rate=3),
+    "third-of-the-rate": Variant(rate=1 / 3),
+}
+
+
+def train(name: str, args: Namespace, clips: dict[str, int], seed: int) -> Path:
+    """Train a variant from scratch, or go on; returns its run's folder."""
+    variant = VARIANTS[name]
+    epochs = round(args.epochs / variant.cost)
+    rate = RATES[parse_name(args.dataset).streams[0]] * variant.rate
+    words = ["--dataset", args.dataset, "--net", NETWORK, "--batch_size", "32", *SMALL["pretrain"]]
+    words += [f"--{option}={value}" for option, value in clips.items()]
+    words += ["--channels_last", "-j", "0", "--seed", str(seed), "--lr", f"{rate:.2g}"]
+    words += ["--epochs", str(epochs), "--schedule", str(epochs * 5 // 6)]
+    prefix = f"{name}-seed{seed}_"
+    words += ["--name_prefix", prefix, "--resume", "auto"]
+    words += [f"--data_root={args.data_root}"] if args.data_root else []
+    row = {"infonce": replace(METHODS["infonce"], model=variant.model)}
+    with (
+        mock.patch.dict(METHODS, row),
+        mock.patch("utils.engine.learning_rate", variant.schedule),
+    ):
+        main_nce.main(words)
+    (folder,) = Path("log-pretrain").glob(f"{prefix}infonce*_{args.dataset}-*")
+    return folder
+
+
+def leave_one_out(features: Tensor, videos: Videos) -> float:
+    """R@1 in percent of each video among the others of its set; the mean over the sets."""
+    sets: dict[str, list[int]] = {}
+    for row, name in enumerate(videos.names):
+        sets.setdefault(name.split("-")[0] if "-" in name else "", []).append(row)
+    shares = []
+    for rows in sets.values():
+        unit, labels = centred(features[rows]), torch.from_numpy(videos.labels[rows])
+        nearest = (unit @ unit.T).fill_diagonal_(-2).argmax(dim=1)
+        shares.append((labels[nearest] == labels).double().mean().item() * 100)
+    return statistics.fmean(shares)
+
+
+def test(checkpoint: Path | None, args: Namespace, clips: dict[str, int], seed: int) -> float:
+    """R@1 of a checkpoint on training videos, see ``leave_one_out``; None: of random weights."""
+    torch.manual_seed(seed)
+    backbone, param = select_backbone(NETWORK)
+    if checkpoint:
+        load_backbone(backbone, load_checkpoint(checkpoint), checkpoint)
+    settings = Namespace(
+        **clips, batch_size=32, workers=0, precision="fp32", channels_last=True, compile=False
+    )
+    dataset = args.dataset.removesuffix("-2clip")
+    videos = open_videos(dataset, "train", clips["seq_len"], clips["ds"], args.data_root)
+    features, readable = features_of(backbone, param["feature_size"], videos, settings, WORLD)
+    return leave_one_out(features, readable)
+
+
+def meters(folder: Path) -> tuple[float, float]:
+    """Means of loss and top-1 over the last epoch of a run."""
+    steps = [json.loads(line) for line in (folder / "scalars.jsonl").read_text().splitlines()]
+    last = [step for step in steps if step["epoch"] == steps[-1]["epoch"]]
+    return statistics.fmean(s["loss"] for s in last), statistics.fmean(s["top1"] for s in last)
+
+
+@one_line_errors
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser(__doc__.split("\n")[0])
+    parser.add_argument("--dataset", default="synthetic-f-2clip", help="of one stream, NAME[-f]-2clip")
+    parser.add_argument("--data_root", help="folder of the datasets; $COCLR_DATA or ./data if not given")
+    names = list(VARIANTS)
+    parser.add_argument("--variants", nargs="*", choices=names, default=names, help="what to compare")
+    parser.add_argument("--ds", type=int, default=2, help="stride between frames")
+    parser.add_argument("--epochs", type=int, default=34, help="of the paper's way")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="seeds of the trainings")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    clips = {"seq_len": 8, "ds": args.ds, "img_dim": 32}
+    rows = [
+        f"| random weights | | | {mean_and_spread([test(None, args, clips, s) for s in args.seeds], 1)} |"
+    ]
+    for name in args.variants:
+        changed = clips | VARIANTS[name].clips
+        found = []
+        for seed in args.seeds:
+            folder = train(name, args, changed, seed)
+            (checkpoint,) = folder.glob("model/epoch*.pth.tar")
+            found.append((*meters(folder), test(checkpoint, args, changed, seed)))
+        losses, hits, recalls = zip(*found, strict=True)
+        loss, top1 = statistics.fmean(losses), statistics.fmean(hits)
+        rows.append(f"| {name} | {loss:.2f} | {top1:.2f} | {mean_and_spread(recalls, 1)} |")
+    print("| | loss | top-1 | R@1 |\n|---|---|---|---|")
+    print("\n".join(rows))
+
+
+if __name__ == "__main__":
+    main()
