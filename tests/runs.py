@@ -34,9 +34,13 @@ NCE = (
 RUN = "infonce_k8_tiny-2clip-32_s3d_quarter_bs4_lr0.001_seq2_len8_ds1"  # the name of the folder of NCE
 
 _forks = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload(
-    ["main_nce", "main_coclr", "main_classifier", "runs", "torch.fx.experimental.symbolic_shapes"]
-)
+_MAINS = ["main_nce", "main_coclr", "main_classifier"]
+_LATER = [
+    "torch._dynamo",
+    "matplotlib.figure",
+    "matplotlib.backends.backend_agg",
+]  # what they import when they need it first
+_forks.set_forkserver_preload([*_MAINS, "runs", *_LATER])
 _numbers = itertools.count()
 
 
