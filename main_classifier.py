@@ -1,6 +1,5 @@
 """Evaluate a pretrained network: linear probe, finetuning, tests with several crops, retrieval."""
 
-import logging
 from argparse import Namespace
 from functools import partial
 from pathlib import Path
@@ -31,12 +30,11 @@ from utils.checkpoint import TrainState, load_checkpoint
 from utils.engine import Batch, in_parallel, train_epoch
 from utils.errors import UserError, one_line_errors
 from utils.launch import World
+from utils.log import log
 from utils.metrics import top_k_hits
 from utils.options import Parser, add_launch_options, add_training_options, positive_int
 from utils.precision import refuse_unsound_precision, to_device, uses_channels_last
 from utils.run import Run
-
-log = logging.getLogger("coclr")
 
 
 def make_parser() -> Parser:
@@ -92,9 +90,9 @@ def validation_part(videos: Videos) -> Videos:
 
 def training_loader(args: Namespace, world: World, videos: Videos) -> DataLoader:
     """Loader of one view of each training video."""
-    crop = partial(draw_crop, attempts=10, fallback="centre")
+    crop = partial(draw_crop, finetune=True)
     dataset = ClipDataset(videos, args.seq_len, args.ds, args.img_dim, args.seed, draw_finetune_view, crop)
-    return make_loader(dataset, args.batch_size, args.workers, world.rank, world.size, world.device)
+    return make_loader(dataset, args.batch_size, args.workers, world)
 
 
 def start_backbone(args: Namespace, model: LinearClassifier) -> tuple[dict[str, Any], str]:

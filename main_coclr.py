@@ -1,7 +1,5 @@
 """Co-train: improve the network of one stream with positives mined by the frozen network of the other."""
 
-import logging
-
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -25,33 +23,23 @@ from utils import launch
 from utils.checkpoint import TrainState
 from utils.engine import Batch, compile_children, in_parallel, train_epoch
 from utils.errors import UserError, one_line_errors
+from utils.log import log
 from utils.metrics import top_k_hits
 from utils.options import Parser, add_launch_options, add_training_options
 from utils.precision import refuse_unsound_precision, to_device, uses_channels_last
 from utils.run import Run
-
-log = logging.getLogger("coclr")
 
 
 def make_parser() -> Parser:
     parser = Parser(__doc__)
     add_model_options(parser, ["coclr"])
     group = parser.add_argument_group("co-training")
-    group.add_argument(
-        "--pretrain",
-        nargs=2,
-        metavar=("OWN", "OTHER"),
-        help="checkpoints of the stream that is trained and of the one that mines; 'random': untrained",
-    )
+    meaning = "checkpoints of the stream that is trained and of the one that mines; 'random': untrained"
+    group.add_argument("--pretrain", nargs=2, metavar=("OWN", "OTHER"), help=meaning)
     group.add_argument("--topk", type=int, default=5, help="neighbours mined per query; 0: siblings only")
     group.add_argument("--reverse", action="store_true", help="train flow and mine with RGB")
-    group.add_argument(
-        "--hide_self",
-        type=float,
-        default=0.9,
-        metavar="P",
-        help="probability per step of hiding the self-positive where another positive is left",
-    )
+    meaning = "probability per step of hiding the self-positive where another positive is left"
+    group.add_argument("--hide_self", type=float, default=0.9, metavar="P", help=meaning)
     add_data_options(parser, dataset="ucf101-2stream-2clip", clips=2, workers=16)
     add_training_options(parser, wd=1e-5, schedule=[120, 160], prefix="pretrain")
     add_momentum_contrast_options(parser)
@@ -124,7 +112,7 @@ def main(argv: list[str] | None = None) -> None:
     if not 0 <= args.topk < args.moco_k:
         raise UserError(f"--topk {args.topk} should be at least 0 and below --moco-k {args.moco_k}")
     channels_last = uses_channels_last(args, world.device)
-    loader = pretraining_loader(args, world.rank, world.size, world.device, streams=2)
+    loader = pretraining_loader(args, world, streams=2)
     videos: Videos = loader.dataset.videos
     source_label = label_of_source(videos)
     if source_label is None:

@@ -1,7 +1,5 @@
 """Pretrain one stream, RGB or optical flow, with InfoNCE or UberNCE."""
 
-import logging
-
 import torch
 from torch import Tensor
 
@@ -23,12 +21,11 @@ from utils import launch
 from utils.checkpoint import TrainState
 from utils.engine import Batch, compile_children, in_parallel, train_epoch
 from utils.errors import UserError, one_line_errors
+from utils.log import log
 from utils.metrics import top_k_hits
 from utils.options import Parser, add_launch_options, add_training_options
 from utils.precision import refuse_unsound_precision, to_device, uses_channels_last
 from utils.run import Run
-
-log = logging.getLogger("coclr")
 
 
 def make_parser() -> Parser:
@@ -49,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
     world = launch.start(args, may_differ=places_of_data())
     splits = batch_norm_splits(args, world.size)
     channels_last = uses_channels_last(args, world.device)
-    loader = pretraining_loader(args, world.rank, world.size, world.device, streams=1)
+    loader = pretraining_loader(args, world, streams=1)
 
     method = METHODS[args.model]
     if "label" in method.inputs and not loader.dataset.videos.classes:

@@ -274,7 +274,7 @@ def loader_and_step(args, world, run, state, loader, step) -> Row:
     videos = loader.dataset.videos
     videos = videos.subset(np.arange(6 * cores * args.batch_size) % len(videos))
     dataset = ClipDataset(videos, args.seq_len, args.ds, args.img_dim, args.seed)
-    loader = make_loader(dataset, args.batch_size, cores, 0, 1, world.device)
+    loader = make_loader(dataset, args.batch_size, cores, world)
     train = partial(train_step, args, world, state, step)
     batch = next(iter(loader))
     train(batch)

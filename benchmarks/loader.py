@@ -38,7 +38,7 @@ from dataset.source import FrameSource
 from dataset.video_files import VideoFiles
 from utils.cores import available_cores
 from utils.errors import one_line_errors
-from utils.launch import set_up_cpu
+from utils.launch import World, set_up_cpu
 from utils.options import Parser, positive_int
 
 SEQ_LEN, SIZE, SAMPLES = 32, 128, 24
@@ -58,7 +58,7 @@ class WholeFiles(VideoFiles):
     """Video files of which every frame is decoded, whichever are asked for."""
 
     def frames(self, video: int, indices: Sequence[int]) -> Iterator[np.ndarray]:
-        whole = list(super().frames(video, range(self.num_frames(video))))
+        whole = list(super().frames(video, range(self.frame_counts()[video])))
         yield from (whole[i] for i in indices)
 
 
@@ -128,7 +128,7 @@ def compare_loaders(dataset: ClipDataset, repeats: int) -> None:
     dataset.videos = dataset.videos.subset(np.arange(64) % len(dataset))
     loaders = {}
     for processes in range(1, available_cores() + 1):
-        loader = make_loader(dataset, 4, processes, 0, 1, torch.device("cpu"))
+        loader = make_loader(dataset, 4, processes, World(0, 1, torch.device("cpu")))
         loaders[f"{processes} processes"] = lambda loader=loader: [None for _ in loader]
     compare("loader", loaders, repeats, len(dataset))
 

@@ -65,15 +65,15 @@ def draw_finetune_view(rng: np.random.Generator) -> tuple[View]:
 
 
 def draw_crop(
-    rng: np.random.Generator, height: int, width: int, attempts: int = 1, fallback: str = "whole"
+    rng: np.random.Generator, height: int, width: int, finetune: bool = False
 ) -> tuple[int, int, int, int]:
     """Draw a random resized crop of a frame of ``height`` x ``width``: (top, left, height, width) in pixels.
 
     Area uniform in [0.2, 1] of the frame, aspect uniform in [3/4, 4/3], width and height swapped with 1/2. A
-    box that does not fit is drawn anew until ``attempts`` are spent; then ``fallback`` decides: the "whole"
-    frame (pretraining, one attempt) or the "centre" square of the short side (finetuning, ten).
+    box that does not fit gives the whole frame; with ``finetune`` it is drawn anew, and the tenth that does
+    not fit gives the centre square of the short side.
     """
-    for _ in range(attempts):
+    for _ in range(10 if finetune else 1):
         area = rng.uniform(0.2, 1) * height * width
         aspect = rng.uniform(3 / 4, 4 / 3)
         w, h = round((area * aspect) ** 0.5), round((area / aspect) ** 0.5)
@@ -81,10 +81,8 @@ def draw_crop(
             w, h = h, w
         if 0 < w <= width and 0 < h <= height:
             return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
-    if fallback == "whole":
+    if not finetune:
         return 0, 0, height, width
-    if fallback != "centre":
-        raise ValueError(f"fallback {fallback!r} is neither 'whole' nor 'centre'")
     side = min(height, width)
     return (height - side) // 2, (width - side) // 2, side, side
 

@@ -116,17 +116,17 @@ def read_frames(path: str, index: FrameIndex, numbers: Sequence[int]) -> Iterato
     Raises BrokenVideo if the file has not the frames of ``index``.
     """
     wanted = list(numbers)
-    for by_time in (True, False) if index.is_timed() else (False,):  # where seeking fails, from the beginning
+    for seek in (True, False) if index.is_timed() else (False,):  # where seeking fails, from the beginning
         with VideoFile(path, size=index.size) as video:
-            for number, frame in video.with_numbers(index, wanted) if by_time else enumerate(video.frames()):
-                if number > wanted[0]:
+            numbered = video.with_numbers(index, wanted) if seek else enumerate(video.frames())
+            for number, frame in numbered:
+                if number < wanted[0]:
+                    continue
+                picture = video.picture(frame) if number == wanted[0] else None
+                if picture is None:  # it was passed over, or there is no picture of it
                     break
-                if number == wanted[0]:
-                    picture = video.picture(frame)
-                    if picture is None:
-                        break
-                    del wanted[0]
-                    yield picture
+                yield picture
+                del wanted[0]
                 if not wanted:
                     return
     raise BrokenVideo(path, f"frame {wanted[0]} of {path} is not where its index says; make the index anew")

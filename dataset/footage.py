@@ -1,6 +1,5 @@
 """Raw footage: which videos a folder holds, and the lists that split them."""
 
-import logging
 import os
 import re
 import stat
@@ -19,8 +18,7 @@ from dataset.splits import (
 )
 from utils.errors import UserError
 from utils.files import write_if_changed
-
-log = logging.getLogger("coclr")
+from utils.log import log
 
 # Files beside videos that are none; whatever else FFmpeg cannot read is named in left_out.txt.
 NO_VIDEOS = frozenset(
@@ -184,8 +182,8 @@ def listed_in(out: Path, names: set[str], parts: tuple[str, ...] = ("train", "te
 def class_list(out: Path, prepared: set[str], found: set[str]) -> list[str]:
     """Classes in order: those of ``classInd.txt`` ("1 Archery") in ``out`` if it has all, else the folders.
 
-    Only a folder with ``prepared`` videos, or with listed ones among the ``found``, is a class. None is where
-    a prepared video lies elsewhere than in class/video: the videos have no labels.
+    Only a folder with ``prepared`` videos, or with listed ones among the ``found``, is a class. Empty, that
+    is no labels, where a prepared video lies elsewhere than in class/video.
     """
     if not all(map(in_class_folder, prepared)):
         return []

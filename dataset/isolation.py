@@ -30,7 +30,7 @@ def in_processes(
     process ends. Raises UserError where nothing but crashes comes.
     """
     context = multiprocessing.get_context(start_method)
-    lifeline = context.Pipe(duplex=False)
+    lifeline = context.Pipe(duplex=False)  # workers end when this process closes its end, or has died
 
     def start_worker() -> ProcessPoolExecutor:
         return ProcessPoolExecutor(1, context, _set_up_worker, lifeline)

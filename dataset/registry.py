@@ -1,6 +1,5 @@
 """Datasets by name: the sources that their frames come from, where these lie, and the videos of each part."""
 
-import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,8 +18,7 @@ from dataset.splits import class_of, find_split, find_split_lists, read_classes,
 from dataset.store import VideoStore
 from dataset.video_files import VideoFiles
 from utils.errors import UserError
-
-log = logging.getLogger("coclr")
+from utils.log import log
 
 
 @dataclass(frozen=True)
@@ -179,24 +177,28 @@ def _split(
     """(videos of a part among ``names``, classes, where the split comes from) by lists and classes beside a
     database, or where ``prepare`` looks for those of footage."""
     is_footage = SOURCES[kind].is_footage
-    folder = path if is_footage else path.parent
-    lies_apart = folder.name in PART_FOLDERS.values()
-    top = folder.parent if lies_apart else folder
-    lists = (find_lists(top, None) or data_root / dataset.base) if is_footage else folder
-    if dataset.base in DATASETS or find_split_lists(lists):
+    part_folder = path if is_footage else path.parent
+    lies_apart = part_folder.name in PART_FOLDERS.values()
+    dataset_folder = part_folder.parent if lies_apart else part_folder
+    lists_folder = part_folder
+    if is_footage:
+        lists_folder = find_lists(dataset_folder, None) or data_root / dataset.base
+    if dataset.base in DATASETS or find_split_lists(lists_folder):
         names = [name for name in names if in_class_folder(name)]
-    beside = lists if is_footage else top
-    if (beside / "classes.txt").is_file():
-        classes = read_classes(beside, names)
+    classes_folder = lists_folder if is_footage else dataset_folder
+    if (classes_folder / "classes.txt").is_file():
+        classes = read_classes(classes_folder, names)
     else:
         everything = set(names)
         if is_footage and lies_apart:  # both parts have one class list
-            everything = {video.name for f in PART_FOLDERS.values() for video in find_videos(top / f).videos}
-        classes = class_list(lists, everything, everything)
+            parts = [find_videos(dataset_folder / folder) for folder in PART_FOLDERS.values()]
+            everything = {video.name for footage in parts for video in footage.videos}
+        classes = class_list(lists_folder, everything, everything)
     if not classes and part == "test":
         raise UserError(f"{dataset.base} has no test part and no labels: not all videos lie in class folders")
     if lies_apart or not classes:
-        return names, classes, f"all in {folder}" if classes else f"all in {folder}, without labels"
-    parts, origin = find_split(dataset.base, lists, names, split)
+        origin = f"all in {part_folder}"
+        return names, classes, origin if classes else f"{origin}, without labels"
+    parts, origin = find_split(dataset.base, lists_folder, names, split)
     wanted = set(parts[part])
     return [name for name in names if name in wanted], classes, origin

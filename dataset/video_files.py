@@ -8,7 +8,6 @@ import base64
 import contextlib
 import hashlib
 import json
-import logging
 import os
 import time
 import zlib
@@ -28,8 +27,7 @@ from dataset.store import shuffled
 from utils.cores import available_cores
 from utils.errors import UserError
 from utils.files import cache_folder, lock, write_atomically
-
-log = logging.getLogger("coclr")
+from utils.log import log
 
 INDEX = ".frame_index.json"
 SECONDS_BETWEEN_SAVES = 60
@@ -60,15 +58,9 @@ class VideoFiles:
         for name in found.keys() - set(self.names):
             log.warning("left out %s: %s", name, entries[name]["broken"])
 
-    def __len__(self) -> int:
-        return len(self.names)
-
     def frame_counts(self) -> np.ndarray:
         """Frames of each video, int64 [len(names)]."""
         return np.array([entry["frames"] for entry in self._entries], np.int64)
-
-    def num_frames(self, video: int) -> int:
-        return self._entries[video]["frames"]
 
     def record_size(self, video: int) -> int:
         """Bytes of a file when its index was made."""
@@ -149,10 +141,12 @@ def read_index(folder: Path, videos: Sequence[Video]) -> dict[str, Entry]:
         if path.is_file():
             with contextlib.suppress(ValueError):  # damaged: it is made anew
                 found |= json.loads(path.read_bytes())
-    states = {video.name: state_of(video.path) for video in videos}
-    return {
-        name: found[name] for name, state in states.items() if found.get(name, {}).items() >= state.items()
-    }
+    current = {}
+    for video in videos:
+        entry = found.get(video.name, {})
+        if all(entry.get(key) == value for key, value in state_of(video.path).items()):
+            current[video.name] = entry
+    return current
 
 
 def index_places(folder: Path) -> tuple[Path, Path]:

@@ -4,7 +4,6 @@ python -m eval.embed VIDEOS --weights CoCLR-ucf101-rgb [--like QUERY.mp4 --galle
 """
 
 import json
-import logging
 import sys
 import zipfile
 from argparse import Namespace
@@ -33,9 +32,8 @@ from utils.checkpoint import load_checkpoint
 from utils.errors import UserError, one_line_errors
 from utils.files import write_atomically
 from utils.launch import World
+from utils.log import log
 from utils.options import Parser, add_launch_options, add_speed_options, positive_int
-
-log = logging.getLogger("coclr")
 
 Arrays = dict[str, np.ndarray]
 

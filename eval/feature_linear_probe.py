@@ -1,6 +1,5 @@
 """Linear probe on features that main_classifier.py --retrieval saved: one layer, trained in seconds."""
 
-import logging
 from argparse import Namespace
 
 import torch
@@ -13,12 +12,10 @@ from eval.features import Features, add_feature_options, open_features, read_pro
 from eval.metrics import accuracies
 from eval.records import append_record
 from utils.errors import UserError, one_line_errors
-from utils.log import start_logging
+from utils.log import log, start_logging
 from utils.metrics import as_text
 from utils.options import Parser, positive_int
 from utils.schedule import learning_rate
-
-log = logging.getLogger("coclr")
 
 
 def make_parser() -> Parser:

@@ -1,7 +1,6 @@
 """Features of videos on disk: {dataset}_{train,test}_{feature,label}.pth.tar, names, provenance as JSON."""
 
 import json
-import logging
 from argparse import Namespace
 from pathlib import Path
 from typing import NamedTuple
@@ -13,9 +12,8 @@ from eval.records import Provenance, read_json, write_file
 from model.weights import digest
 from utils.checkpoint import load_saved, save_atomically
 from utils.errors import UserError
+from utils.log import log
 from utils.options import Parser
-
-log = logging.getLogger("coclr")
 
 PARTS = ("train", "test")
 

@@ -1,6 +1,5 @@
 """Merge RGB and flow: mean of class probabilities (--mode c), or sum of similarities (--mode s)."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,9 @@ from eval.features import PARTS, Features, find_folder, load_features, read_prov
 from eval.metrics import accuracies, retrieve
 from eval.records import Provenance, append_record, read_json, read_records
 from utils.errors import UserError, one_line_errors
-from utils.log import start_logging
+from utils.log import log, start_logging
 from utils.metrics import as_text
 from utils.options import Parser
-
-log = logging.getLogger("coclr")
 
 
 def make_parser() -> Parser:

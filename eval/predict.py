@@ -3,7 +3,6 @@
 import collections
 import copy
 import itertools
-import logging
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +14,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.data import default_collate
-from tqdm import tqdm
 
 from dataset.augmentation import JITTER_IDENTITY, augment
 from dataset.loader import window_loader
@@ -25,10 +23,9 @@ from model.classifier import LinearClassifier
 from utils.cores import available_cores
 from utils.errors import UserError
 from utils.launch import World
+from utils.log import log, progress
 from utils.precision import autocast, to_device, uses_channels_last
 from utils.processes import local_processes
-
-log = logging.getLogger("coclr")
 
 CROPS = {"middle": 1, "center": 1, "five": 5, "ten": 5}  # that are decoded; ten: five and mirror images
 VIEWS = {  # averaged for each result of a test; of ten, view 2 crop + 1 is the mirror image of a crop
@@ -114,9 +111,8 @@ def predict(
 
     def clips_of_views() -> Iterator[tuple[Tensor, bool, int]]:
         """Clips uint8 [T, S, S, 3], whether they are to be mirrored, the row of ``sums`` for their output."""
-        items = window_loader(dataset, args.workers, world.rank, world.size, device)
-        quiet = None if world.is_main else True  # None: where it is not a terminal
-        bar = tqdm(items, "test", unit="video", disable=quiet, leave=False, dynamic_ncols=True)
+        items = window_loader(dataset, args.workers, world)
+        bar = progress(items, "test", "video", world.is_main)
         for item, rows in zip(bar, rows_of_items[world.rank :: world.size], strict=True):
             if item["broken"]:
                 log.warning("left out: %s", item["broken"])

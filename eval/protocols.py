@@ -1,7 +1,6 @@
 """Tests of a checkpoint: classification with several crops, retrieval. Records go to --results."""
 
 import json
-import logging
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,8 @@ from model.weights import RANDOM, has_classifier, load_backbone, load_classifier
 from utils.checkpoint import load_checkpoint, save_atomically
 from utils.errors import UserError
 from utils.launch import World
+from utils.log import log
 from utils.metrics import as_text
-
-log = logging.getLogger("coclr")
 
 
 def evaluate(args: Namespace, world: World) -> None:

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import logging
 import os
 import tempfile
 from argparse import Namespace
@@ -17,8 +16,7 @@ from dataset.source import BrokenVideo
 from model.weights import digest, origin
 from utils.errors import UserError
 from utils.files import lock, write_atomically
-
-log = logging.getLogger("coclr")
+from utils.log import log
 
 HEAD = '{"what": "'  # of every record
 
@@ -128,7 +126,7 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
         entries = record if isinstance(record, dict) else {}
         if isinstance(entries.get("what"), str) and isinstance(entries.get("numbers"), dict):
             records.append(record)
-        elif record is None and line[: len(HEAD)] == HEAD[: len(line)]:
+        elif record is None and (line.startswith(HEAD) or HEAD.startswith(line)):
             log.warning("%s, line %d was cut short: left out; test that checkpoint again", path, number)
         else:
             raise UserError(f"{path}, line {number} is corrupt: {line[:100]!r}; remove that line")

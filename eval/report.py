@@ -1,6 +1,5 @@
 """Table of results.jsonl beside the paper's numbers, as Markdown."""
 
-import logging
 import statistics
 import sys
 from collections.abc import Sequence
@@ -11,10 +10,8 @@ import eval  # noqa: F401  # first: see eval/eval.py
 from eval.pictures import stage_chart
 from eval.records import read_records, write_file
 from utils.errors import UserError, one_line_errors
-from utils.log import start_logging
+from utils.log import log, start_logging
 from utils.options import Parser
-
-log = logging.getLogger("coclr")
 
 NUMBERS = {
     "Classification": ("top1", "top5", "best_epoch_top1"),

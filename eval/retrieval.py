@@ -1,6 +1,5 @@
 """Nearest-neighbour retrieval: R@k on saved features, and pictures of what was found."""
 
-import logging
 from argparse import Namespace
 
 import torch
@@ -16,11 +15,9 @@ from eval.pictures import Clip, clips_of, gallery, recall_curve
 from eval.predict import read_videos
 from eval.records import write_file
 from utils.errors import UserError, one_line_errors
-from utils.log import start_logging
+from utils.log import log, start_logging
 from utils.metrics import as_text
 from utils.options import Parser, positive_int
-
-log = logging.getLogger("coclr")
 
 
 def make_parser() -> Parser:

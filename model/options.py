@@ -11,10 +11,6 @@ def add_model_options(parser: Parser, models: list[str]) -> None:
     """What is trained: one of the ``models`` on one of the networks."""
     group = parser.add_argument_group("model")
     group.add_argument("--model", default=models[0], choices=models, help="what is trained")
-    add_network_option(group)
-
-
-def add_network_option(group: argparse._ActionsContainer) -> None:
     group.add_argument("--net", default=next(iter(NETWORKS)), choices=list(NETWORKS), help="backbone")
 
 
@@ -25,17 +21,10 @@ def add_momentum_contrast_options(parser: Parser) -> None:
     group.add_argument("--moco_k", type=positive_int, default=2048, help="negatives in the queue")
     group.add_argument("--moco_m", type=float, default=0.999, help="momentum of the key encoder")
     group.add_argument("--moco_t", type=float, default=0.07, help="temperature")
-    group.add_argument(
-        "--bn_splits",
-        type=positive_int,
-        help="groups in which each process normalises its batch; 2 for one process, 1 for several",
-    )
-    group.add_argument(
-        "--bn_bias",
-        type=float,
-        default=0.0,
-        help="bias that batch norms of fresh networks start with; 1 lets more of a small clip through",
-    )
+    meaning = "groups in which each process normalises its batch; 2 for one process, 1 for several"
+    group.add_argument("--bn_splits", type=positive_int, help=meaning)
+    meaning = "bias that batch norms of fresh networks start with; 1 lets more of a small clip through"
+    group.add_argument("--bn_bias", type=float, default=0.0, help=meaning)
     parser.add_argument("--test", help=argparse.SUPPRESS)  # refused: main_classifier.py evaluates
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import itertools
-import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,7 @@ from torch import Tensor, nn
 from model.classifier import LinearClassifier
 from utils.checkpoint import TrainState, load_checkpoint
 from utils.errors import UserError
-
-log = logging.getLogger("coclr")
+from utils.log import log
 
 Checkpoint = dict[str, Any]
 
@@ -128,13 +126,8 @@ def load_classifier(
     check_classes(checkpoint, classes, path)
     state = checkpoint["state_dict"]
     probe = "final_fc.0.weight" in state
-    model = LinearClassifier(
-        len(classes),
-        network,
-        use_dropout=not probe,
-        use_l2_norm=probe,
-        use_final_bn="final_bn.weight" in state,
-    )
+    norms = {"use_l2_norm": probe, "use_final_bn": "final_bn.weight" in state}
+    model = LinearClassifier(len(classes), network, use_dropout=not probe, **norms)
     load_state(model, state, checkpoint, path)
     return model
 
@@ -144,8 +137,10 @@ def origin(checkpoint: Checkpoint, path: str | Path) -> dict[str, Any]:
 
     A run of co-training says in its --name_prefix which "cycle" it is of: Cycle1-...
     """
-    if has_classifier(checkpoint) or "origin" in checkpoint:
-        return checkpoint.get("origin", UNKNOWN)
+    if "origin" in checkpoint:
+        return checkpoint["origin"]
+    if has_classifier(checkpoint):  # the original's, which do not say it
+        return UNKNOWN
     options = checkpoint.get("options", {})
     method = method_of(checkpoint)
     found = {

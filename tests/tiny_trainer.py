@@ -49,7 +49,7 @@ def train_tiny(
     world = World(0, 1, torch.device("cpu"))
     videos = open_videos("tiny-2clip", "train", seq_len=8, ds=1, data_root=data_root)
     dataset = ClipDataset(videos, 8, 1, 32, args.seed)
-    loader = make_loader(dataset, args.batch_size, workers, 0, 1, world.device)
+    loader = make_loader(dataset, args.batch_size, workers, world)
     model = model or nn.Linear(3, 4)
 
     def step(batch, iteration):

@@ -2,27 +2,23 @@
 
 import argparse
 import contextlib
-import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from utils.checkpoint import TrainState
 from utils.errors import UserError
 from utils.launch import World
+from utils.log import log, progress
 from utils.precision import autocast
 from utils.run import Run
 from utils.schedule import learning_rate
-
-log = logging.getLogger("coclr")
 
 Batch = dict[str, Any]
 # (batch on the device, iteration) -> (loss, or None for no update; scalars)
@@ -101,15 +97,6 @@ def batch_that_fits(
     return None
 
 
-@dataclass
-class Window:
-    """Steps since the meters were read: names of their samples, seconds of waiting for data, their begin."""
-
-    names: list[list[str]] = field(default_factory=list)
-    waited: float = 0.0
-    start: float = field(default_factory=time.perf_counter)
-
-
 def train_epoch(
     args: argparse.Namespace, world: World, run: Run, state: TrainState, loader: DataLoader, step: Step
 ) -> dict[str, float]:
@@ -132,25 +119,17 @@ def train_epoch(
         log.info(
             "epoch %d goes on after the %d videos that it has seen: %d of %d steps are left", *seen_already
         )
-    bar = tqdm(
-        loader,
-        f"epoch {state.epoch}",
-        total,
-        initial=done,
-        disable=None if world.is_main else True,  # None: where it is not a terminal
-        leave=False,
-        dynamic_ncols=True,
-        unit="batch",
-    )
-    window = Window()
-    ready = time.perf_counter()
+    bar = progress(loader, f"epoch {state.epoch}", "batch", world.is_main, total=total, initial=done)
+    names, waited = [], 0.0  # of the steps since the meters were read; seconds of waiting for data
+    start = ready = time.perf_counter()
     for batch in bar:
-        window.waited += time.perf_counter() - ready
-        window.names.append(batch["name"])
+        waited += time.perf_counter() - ready
+        names.append(batch["name"])
         run.warn_of_broken(batch["broken"])
-        scalars = None
-        with contextlib.suppress(torch.OutOfMemoryError):  # whose traceback would keep the memory
+        try:
             scalars = train_step(args, world, state, step, batch)
+        except torch.OutOfMemoryError:
+            scalars = None  # told below, as the traceback keeps the memory
         if scalars is None:
             fitting = batch_that_fits(args, world, state, step, batch)
             raise UserError(
@@ -166,15 +145,15 @@ def train_epoch(
         stop = run.asked_to_stop() if is_read or world.size == 1 else 0
         if is_read or stop:
             steps = state.meters.flush()
-            seconds = time.perf_counter() - window.start
-            refuse_non_finite(steps, window.names, state.iteration - len(steps), lr, world.rank)
+            seconds = time.perf_counter() - start
+            refuse_non_finite(steps, names, state.iteration - len(steps), lr, world.rank)
             speed = {
                 "lr": lr,
                 "clips_per_second": len(steps) * global_batch / seconds,
-                "data_wait": window.waited / seconds,
+                "data_wait": waited / seconds,
             }
             run.record(state, steps, speed, done, total)
-            window = Window()
+            names, waited, start = [], 0.0, time.perf_counter()
         if stop:
             run.leave(state, stop)
         ready = time.perf_counter()

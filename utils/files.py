@@ -4,7 +4,6 @@ import contextlib
 import errno
 import fcntl
 import http.client
-import logging
 import os
 import shutil
 import socket
@@ -15,15 +14,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from utils.errors import UserError
+from utils.log import log
 
-log = logging.getLogger("coclr")
-
-NO_LOCKS = (
-    errno.ENOSYS,
-    errno.ENOLCK,
-    errno.ENOTSUP,
-    errno.EOPNOTSUPP,
-)  # of Lustre without "flock", of some NFS
+# of Lustre without "flock", of some NFS
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
 DOWNLOAD_TIMEOUT = 60  # seconds without an answer
 
 

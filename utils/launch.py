@@ -5,7 +5,6 @@ import contextlib
 import functools
 import gc
 import json
-import logging
 import os
 import re
 import signal
@@ -27,11 +26,9 @@ from torch.distributed.rendezvous import rendezvous
 
 from utils.cores import available_cores
 from utils.errors import UserError
-from utils.log import start_logging
+from utils.log import log, start_logging
 from utils.memory import keep_freed_memory
 from utils.processes import check_rank, in_slurm_step, local_processes, process_ranks
-
-log = logging.getLogger("coclr")
 
 SECONDS_OF_SILENCE = 10
 LOST_PROCESS = re.compile(r"gloo|nccl|closed by peer|connection reset|timed out|heartbeat", re.IGNORECASE)
@@ -58,6 +55,7 @@ class World:
 def _ranks(args: argparse.Namespace) -> tuple[int, int, int]:
     """(rank, world size, local rank), by the launcher's environment, else the options, else one process."""
     rank, size, local_rank = process_ranks()
+    local_rank = local_rank or args.local_rank or 0
     if size == 1 and args.world_size > 1:
         if args.rank < 0:
             raise UserError(
@@ -66,8 +64,6 @@ def _ranks(args: argparse.Namespace) -> tuple[int, int, int]:
             )
         check_rank(args.rank, args.world_size)
         rank, size = args.rank, args.world_size
-    if args.local_rank is not None and local_rank == 0:
-        local_rank = args.local_rank
     return rank, size, local_rank
 
 

@@ -2,9 +2,13 @@
 
 import logging
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
+
+log = logging.getLogger("coclr")
 
 
 class _TqdmHandler(logging.Handler):
@@ -23,7 +27,6 @@ class _FileHandler(logging.FileHandler):
 
 def start_logging(is_main: bool) -> None:
     """Set up the project's logger; other ranks show warnings only."""
-    log = logging.getLogger("coclr")
     log.handlers.clear()
     handler = _TqdmHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
@@ -36,4 +39,10 @@ def log_to_file(path: Path) -> None:
     """Copy the log to a file as well."""
     handler = _FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
-    logging.getLogger("coclr").addHandler(handler)
+    log.addHandler(handler)
+
+
+def progress(items: Iterable[Any], name: str, unit: str, is_main: bool, **counts: int) -> tqdm:
+    """A bar over ``items`` with rate and time left, where there is a terminal; ``counts``: total, initial."""
+    disable = None if is_main else True  # None: where it is not a terminal
+    return tqdm(items, name, unit=unit, disable=disable, leave=False, dynamic_ncols=True, **counts)

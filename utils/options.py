@@ -79,22 +79,13 @@ def add_training_options(parser: Parser, wd: float, schedule: list[int], prefix:
     group.add_argument("--epochs", type=positive_int, default=10, help="epochs in all")
     group.add_argument("--start_epoch", type=non_negative_int, default=0, help="first epoch, counted from 0")
     group.add_argument("--lr", type=non_negative_float, default=1e-3, help="learning rate of the first epoch")
-    group.add_argument(
-        "--schedule",
-        type=int,
-        nargs="*",
-        default=tuple(schedule),
-        metavar="EPOCH",
-        help="epochs that drop the rate to 1/10",
-    )
+    drops = {"type": int, "nargs": "*", "metavar": "EPOCH", "default": tuple(schedule)}
+    group.add_argument("--schedule", **drops, help="epochs that drop the rate to 1/10")
     group.add_argument("--cos", action="store_true", help="cosine learning rate instead of --schedule")
     group.add_argument("--wd", type=non_negative_float, default=wd, help="weight decay")
     group.add_argument("--seed", type=non_negative_int, default=0, help="seed of everything random")
-    group.add_argument(
-        "--resume",
-        metavar="CKPT|auto",
-        help="go on from this checkpoint, or from the last that the run wrote",
-    )
+    meaning = "go on from this checkpoint, or from the last that the run wrote"
+    group.add_argument("--resume", metavar="CKPT|auto", help=meaning)
     group.add_argument("--reset_lr", action="store_true", help="on --resume, take --lr, not its own rate")
     group.add_argument("--save_freq", type=positive_int, default=1, help="epochs between checkpoints")
     group.add_argument("--print_freq", type=positive_int, default=5, help="steps between looks at the meters")
@@ -106,17 +97,10 @@ def add_training_options(parser: Parser, wd: float, schedule: list[int], prefix:
 def add_speed_options(parser: Parser) -> None:
     """Arithmetic, memory layout and compilation."""
     group = parser.add_argument_group("speed")
-    group.add_argument(
-        "--precision",
-        default="fp32",
-        choices=["fp32", "bf16", "fp16"],
-        help="arithmetic of the networks; logits, losses and queue are always fp32",
-    )
-    group.add_argument(
-        "--channels_last",
-        action="store_true",
-        help="channels-last memory layout; on a CPU, where it is quicker, always",
-    )
+    meaning = "arithmetic of the networks; logits, losses and queue are always fp32"
+    group.add_argument("--precision", default="fp32", choices=["fp32", "bf16", "fp16"], help=meaning)
+    meaning = "channels-last memory layout; on a CPU, where it is quicker, always"
+    group.add_argument("--channels_last", action="store_true", help=meaning)
     group.add_argument("--compile", action="store_true", help="torch.compile the networks")
 
 
@@ -127,7 +111,6 @@ def add_launch_options(parser: Parser) -> None:
     group.add_argument("--world_size", type=positive_int, default=1, help="processes, without a launcher")
     group.add_argument("--rank", type=int, default=-1, help="number of this process, without a launcher")
     group.add_argument("--dist_url", default="env://", help="where the processes meet")
-    group.add_argument(
-        "--dist_backend", choices=["nccl", "gloo"], help="default: nccl on GPUs, gloo on a CPU"
-    )
+    meaning = "default: nccl on GPUs, gloo on a CPU"
+    group.add_argument("--dist_backend", choices=["nccl", "gloo"], help=meaning)
     group.add_argument("--local_rank", type=int, help="number of this process on its machine")

@@ -2,7 +2,6 @@
 
 import argparse
 import copy
-import logging
 import math
 
 import torch
@@ -10,8 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from utils.errors import UserError
-
-log = logging.getLogger("coclr")
+from utils.log import log
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 LARGEST_ERROR = 0.4  # of gradients of single layers, relative

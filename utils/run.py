@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import logging
 import signal
 import sys
 import time
@@ -17,39 +16,12 @@ from utils.checkpoint import CheckpointFolder, TrainState
 from utils.errors import UserError
 from utils.files import lock
 from utils.launch import World
-from utils.log import log_to_file
+from utils.log import log, log_to_file
 from utils.metrics import as_text
 from utils.scalars import Scalars
 
-log = logging.getLogger("coclr")
-
 SECONDS_BETWEEN_LINES = 30  # of progress within an epoch
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-
-
-class StopRequest:
-    """Remembers a signal that asks to stop (Ctrl-C, SIGTERM, SLURM's SIGUSR1) until a step is finished."""
-
-    def __init__(self, device: torch.device):
-        self.signal = 0
-        self.device = device
-        self._previous = {number: signal.signal(number, self._remember) for number in STOP_SIGNALS}
-
-    def _remember(self, number: int, frame: object) -> None:
-        self.signal = number
-
-    def agreed(self) -> int:
-        """The signal that any rank got, 0 for none; all ranks ask together and get the same answer."""
-        if not dist.is_initialized():
-            return self.signal
-        answer = torch.tensor([self.signal], device=self.device)
-        dist.all_reduce(answer, op=dist.ReduceOp.MAX)
-        return int(answer)
-
-    def restore(self) -> None:
-        """Give the signals back."""
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # Ctrl-C, schedulers, SLURM before its limit
 
 
 class Run:
@@ -85,9 +57,9 @@ class Run:
         if args.resume == "auto" and not newest:
             log.info("--resume auto: no checkpoint in %s yet, starting anew", self.folder)
         self._scalars: Scalars | None = None  # of the main process
-        self._stop: StopRequest | None = None
+        self._signal = 0  # the last that asked to stop
         self._last_line = time.monotonic()
-        self._reported = {""}
+        self._reported: set[str] = set()
 
     def _hold_folder(self) -> None:
         try:
@@ -107,21 +79,29 @@ class Run:
     def training(self, first_iteration: int) -> Iterator[None]:
         """While epochs are trained: scalars are open, signals ask to stop."""
         self._scalars = Scalars(self.folder, first_iteration) if self.world.is_main else None
-        self._stop = StopRequest(self.world.device)
+        before = {number: signal.signal(number, self._remember) for number in STOP_SIGNALS}
         try:
             yield
         finally:
-            self._stop.restore()
+            for number, handler in before.items():
+                signal.signal(number, handler)
             if self._scalars:
                 self._scalars.close()
 
+    def _remember(self, number: int, frame: object) -> None:
+        self._signal = number
+
     def asked_to_stop(self) -> int:
-        """The signal that asked this run to stop, 0 for none; all ranks ask together."""
-        return self._stop.agreed()
+        """The signal that asked any rank to stop, 0 for none; all ranks ask together."""
+        if not dist.is_initialized():
+            return self._signal
+        answer = torch.tensor([self._signal], device=self.world.device)
+        dist.all_reduce(answer, op=dist.ReduceOp.MAX)
+        return int(answer)
 
     def warn_of_broken(self, problems: list[str]) -> None:
         """Tell each problem of a sample, "" for none, once."""
-        for problem in set(problems) - self._reported:
+        for problem in {problem for problem in problems if problem} - self._reported:
             log.warning("left out, another video stands in: %s", problem)
             self._reported.add(problem)
 

@@ -1,6 +1,5 @@
 """Databases of the finished videos, in an order that follows from names."""
 
-import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,8 +12,7 @@ from dataset.preparation.write import done_path, read_notes
 from dataset.source import BrokenVideo
 from dataset.store import VideoStore, writing
 from utils.errors import UserError
-
-log = logging.getLogger("coclr")
+from utils.log import log
 
 POLL_SECONDS = 1.0
 PATIENCE_SECONDS = 2 * 3600.0  # which one long video may take

@@ -38,11 +38,9 @@ from dataset.store import VideoStore, shuffled
 from utils.cores import available_cores
 from utils.errors import UserError, one_line_errors
 from utils.files import write_if_changed
-from utils.log import start_logging
+from utils.log import log, start_logging
 from utils.options import Parser, positive_int
 from utils.processes import local_processes, process_ranks
-
-log = logging.getLogger("coclr")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ cache.
 """
 
 import functools
-import logging
 from collections.abc import Callable
 
 import cv2
@@ -17,7 +16,7 @@ import numba
 import numpy as np
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
 
-log = logging.getLogger("coclr")
+from utils.log import log
 
 TAU = 0.25  # step of the dual update
 LAMBDA = 0.15  # weight of the data term

@@ -93,7 +93,7 @@ def compare(stores: dict[str, VideoStore], found: dict[str, Found]) -> list[str]
 
 
 def find_databases(path: Path) -> list[dict[str, Path]]:
-    """Databases by stream of each folder that ``path`` names, with train/ and val/ or not, or ``path``."""
+    """Databases by stream of each folder among PATH, PATH/train and PATH/val that has any, or PATH itself."""
     if path.is_file() or (path / "data.mdb").is_file():
         is_flow = any(word in path.name for word in ("flow", "tvl1"))
         return [{"flow" if is_flow else "rgb": path}]

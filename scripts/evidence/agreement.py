@@ -23,11 +23,12 @@ from dataset.registry import open_videos
 from model.pretrain import embed, projection_encoder, set_batch_norm_bias
 from model.split_batch_norm import split_batch_norm
 from utils.errors import one_line_errors
+from utils.launch import World
 from utils.options import Parser
 
 VIDEOS, BATCH = 256, 32
 FRAMES, STRIDE, SIDE = 8, 2, 32  # of the clips
-CPU = torch.device("cpu")
+WORLD = World(0, 1, torch.device("cpu"))
 
 
 def agreement(first: Tensor, second: Tensor) -> float:
@@ -46,7 +47,7 @@ def neighbour_precision(first: Tensor, second: Tensor, labels: Tensor) -> float:
 def embeddings(encoder: nn.Module, dataset: ClipDataset) -> tuple[Tensor, Tensor, Tensor]:
     """Embeddings of the two views of the first videos of an epoch, [N, C] each, and their labels [N]."""
     rows, labels = [], []
-    for batch in make_loader(dataset, BATCH, 0, 0, 1, CPU):
+    for batch in make_loader(dataset, BATCH, 0, WORLD):
         clips = augment_batch(batch, channels_last=True)[:, :, 0]  # [B, views, 3, T, S, S]
         rows.append(torch.stack([embed(encoder, clips[:, view]) for view in range(2)]))
         labels.append(batch["label"])

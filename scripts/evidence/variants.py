@@ -27,18 +27,16 @@ from eval.predict import features_of
 from model.methods import METHODS
 from model.pretrain import InfoNCE, all_gather, embed
 from model.weights import load_backbone
-from scripts.evidence.agreement import mean_and_spread
+from scripts.evidence.agreement import WORLD, mean_and_spread
 from scripts.reproduce import SMALL
 from utils.checkpoint import load_checkpoint
 from utils.errors import one_line_errors
-from utils.launch import World
 from utils.options import Parser
 from utils.schedule import learning_rate
 
 WARM_UP = 5  # epochs
 NETWORK = SMALL["net"]
 RATES = {"rgb": 3e-4, "flow": 5e-5}  # the quickstart's
-WORLD = World(0, 1, torch.device("cpu"))
 
 
 class EMAN(InfoNCE):

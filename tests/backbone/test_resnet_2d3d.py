@@ -26,7 +26,8 @@ def test_residual_is_added_and_the_last_block_ends_without_relu():
     torch.manual_seed(0)
     x = torch.randn(2, 8, 2, 4, 4).abs()
     for last in (False, True):
-        block = Bottleneck(8, 2, stride=1, temporal=1, last=last).eval()
+        block = Bottleneck(8, 2, stride=1, temporal=1).eval()
+        block.ends_without_relu = last
         torch.nn.init.zeros_(block.bn3.weight)
         torch.nn.init.constant_(block.bn3.bias, -100)
         y = block(x)

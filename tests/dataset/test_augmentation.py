@@ -265,18 +265,16 @@ def test_crop_of_a_wide_frame():
     missed = np.mean([u * 2 / a > 1, u * 2 * a > 1])  # too high: half of the draws are swapped
     boxes = np.array([draw_crop(rng, 500, 1000) for _ in range(10000)])
     assert_frequency((boxes == (0, 0, 500, 1000)).all(1), missed)
-    finetune = np.array([draw_crop(rng, 500, 1000, attempts=10, fallback="centre") for _ in range(10000)])
+    finetune = np.array([draw_crop(rng, 500, 1000, finetune=True) for _ in range(10000)])
     assert_frequency((finetune == (0, 250, 500, 500)).all(1), missed**10)
     assert not (finetune[:, 3] == 1000).any()
 
 
 def test_finetuning_crop_falls_back_to_the_centre():
     rng = np.random.default_rng(5)
-    assert draw_crop(rng, 10, 1000, attempts=10, fallback="centre") == (0, 495, 10, 10)
-    assert draw_crop(rng, 1000, 11, attempts=10, fallback="centre") == (494, 0, 11, 11)
+    assert draw_crop(rng, 10, 1000, finetune=True) == (0, 495, 10, 10)
+    assert draw_crop(rng, 1000, 11, finetune=True) == (494, 0, 11, 11)
     assert draw_crop(rng, 10, 1000) == (0, 0, 10, 1000)
-    with pytest.raises(ValueError, match="fallback 'center'"):
-        draw_crop(rng, 10, 1000, fallback="center")
 
 
 def test_crop_of_tiny_frames_is_never_empty():

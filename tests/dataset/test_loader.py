@@ -13,6 +13,7 @@ from dataset.loader import ShuffledBatches, make_loader, window_loader
 from dataset.registry import open_videos
 from dataset.window_dataset import WindowDataset
 from utils.errors import UserError
+from utils.launch import World
 
 
 @pytest.mark.slow
@@ -20,9 +21,8 @@ def test_workers_and_ranks_change_nothing_but_who_draws(root):
     videos = open_tiny(root)
 
     def batches(workers, rank, size, batch):
-        loader = make_loader(
-            ClipDataset(videos, 4, 2, 16, seed=0), batch, workers, rank, size, torch.device("cpu")
-        )
+        world = World(rank, size, torch.device("cpu"))
+        loader = make_loader(ClipDataset(videos, 4, 2, 16, seed=0), batch, workers, world)
         loader.batch_sampler.start_at(7)
         return list(loader)
 
@@ -61,10 +61,8 @@ def test_ranks_share_an_epoch_without_overlap():
 def test_ranks_share_the_items(root):
     videos = open_tiny(root)
     dataset = WindowDataset(videos, 8, 1, 16)
-    shares = [
-        [item["video"] for item in window_loader(dataset, 0, rank, 4, torch.device("cpu"))]
-        for rank in range(4)
-    ]
+    worlds = [World(rank, 4, torch.device("cpu")) for rank in range(4)]
+    shares = [[item["video"] for item in window_loader(dataset, 0, world)] for world in worlds]
     assert sorted(video for share in shares for video in share) == list(range(len(videos)))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
@@ -106,9 +104,10 @@ import torch
 from dataset.clip_dataset import ClipDataset
 from dataset.loader import make_loader
 from dataset.registry import open_videos
+from utils.launch import World
 
 data = ClipDataset(open_videos("tiny-2clip", "train", 4, 2, sys.argv[1]), 4, 2, 16, seed=0)
-batches = iter(make_loader(data, 2, 2, 0, 1, torch.device("cpu")))
+batches = iter(make_loader(data, 2, 2, World(0, 1, torch.device("cpu"))))
 next(batches)
 workers = [worker.pid for worker in batches._workers]
 print(*workers, flush=True)
@@ -158,4 +157,4 @@ def test_fewer_videos_than_a_batch_are_refused(root):
     with pytest.raises(
         UserError, match=r"18 videos .* batch of 10 on each of 2 processes; lower --batch_size"
     ):
-        make_loader(data, 10, 0, 0, 2, torch.device("cpu"))
+        make_loader(data, 10, 0, World(0, 2, torch.device("cpu")))
