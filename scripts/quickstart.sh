@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # The whole recipe in small, on embedded footage: videos, flow, databases, pretraining, co-training, evaluation, table,
-# chart, gallery. --full: TV-L1 flow, all baselines, three seeds (several times as long). SEEDS: others, "0 1 2".
+# chart, gallery. --full: TV-L1 flow, three times the co-training, all baselines, three seeds (hours). SEEDS: others.
 source "$(dirname "$0")/environment.sh"
 case "${1-}" in
-    "") set -- synthetic "0" dis random ;;
-    --full) set -- synthetic-full "0 1 2" tvl1 all ;;
+    "") set -- synthetic "0" dis random 20 ;;
+    --full) set -- synthetic-full "0 1 2" tvl1 all 60 ;;
     *) echo "error: $1 is not known; usage: bash scripts/quickstart.sh [--full]" >&2; exit 2 ;;
 esac
-name=$1 seeds=${SEEDS:-$2} flow=$3 baselines=$4 nce_epochs=${NCE_EPOCHS:-34} coclr_epochs=${COCLR_EPOCHS:-20}
+name=$1 seeds=${SEEDS:-$2} flow=$3 baselines=$4 nce_epochs=${NCE_EPOCHS:-34} coclr_epochs=${COCLR_EPOCHS:-$5}
 root=${COCLR_DATA:-data}
 footage=$root/$name-videos
 
