@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from backbone.select_backbone import select_backbone
 from benchmarks.common import compare, make_noise, setting
+from dataset.augmentation import evaluation_input
 from dataset.clips import test_windows
 from dataset.crop import crop_resize
 from dataset.options import add_clip_options
 from dataset.registry import Videos, open_videos
 from dataset.window_dataset import crop_boxes
-from eval.predict import features_of, network_input
+from eval.predict import features_of
 from utils.errors import UserError, one_line_errors
 from utils.launch import World
 from utils.options import Parser, positive_int
@@ -36,7 +37,7 @@ def plain(network: nn.Module, videos: Videos, args: argparse.Namespace) -> Tenso
         for window in test_windows(count, args.seq_len, args.ds):
             frames = list(videos.stores["rgb"].frames(video, window.tolist()))
             clips.append(crop_resize(frames, crop_boxes(*frames[0].shape[:2], 1)[0], args.img_dim))
-        clips = network_input(torch.stack(clips), torch.zeros(len(clips)).bool(), channels_last=False)
+        clips = evaluation_input(torch.stack(clips), torch.zeros(len(clips)).bool(), channels_last=False)
         features.append(network(clips).mean(dim=(0, 2, 3, 4)))
     return torch.stack(features)
 

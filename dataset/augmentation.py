@@ -117,11 +117,8 @@ def augment(clips: Tensor, draws: Mapping[str, Tensor], channels_last: bool = Fa
     order, factors = draws["jitter_order"], draws["jitter_factors"]
     grey, sigma = draws["grey_channel"], draws["blur_sigma"]
     blur = partial(_blur, radius=math.ceil(5 * float(sigma.max())))
-    n, t, h, w, _ = clips.shape
-    memory_format = torch.channels_last_3d if channels_last else torch.contiguous_format
-    x = torch.empty((n, 3, t, h, w), device=clips.device, memory_format=memory_format)
     with torch.autocast(clips.device.type, enabled=False):
-        torch.mul(clips.permute(0, 4, 1, 2, 3), 1 / 255, out=x)
+        x = _in_unit_range(clips, channels_last)
         for slot in range(4):
             for number, jitter in enumerate((_brightness, _contrast, _saturation, _hue)):
                 factor = factors[:, number]
@@ -133,6 +130,14 @@ def augment(clips: Tensor, draws: Mapping[str, Tensor], channels_last: bool = Fa
         return _normalize(x)
 
 
+def evaluation_input(clips: Tensor, flip: Tensor, channels_last: bool = False) -> Tensor:
+    """Like ``augment`` without colour or blur: normalised, and mirrored where ``flip`` bool [N] says so."""
+    with torch.autocast(clips.device.type, enabled=False):
+        x = _in_unit_range(clips, channels_last)
+        _apply(x, flip, _flip)
+        return _normalize(x)
+
+
 def augment_batch(batch: Mapping[str, Any], channels_last: bool = False) -> Tensor:
     """``augment`` a batch of ``ClipDataset`` items: float32 [B, V, streams, 3, T, S, S]."""
     clips = batch["clips"]
@@ -140,6 +145,14 @@ def augment_batch(batch: Mapping[str, Any], channels_last: bool = False) -> Tens
     draws = {name: draw.flatten(0, 1) for name, draw in batch["draws"].items()}
     of_streams = {name: draw.repeat_interleave(shape[2], dim=0) for name, draw in draws.items()}
     return augment(clips.flatten(0, 2), of_streams, channels_last).unflatten(0, shape)
+
+
+def _in_unit_range(clips: Tensor, channels_last: bool) -> Tensor:
+    """uint8 [N, T, H, W, 3] -> float32 [N, 3, T, H, W] from 0 to 1."""
+    n, t, h, w, _ = clips.shape
+    memory_format = torch.channels_last_3d if channels_last else torch.contiguous_format
+    x = torch.empty((n, 3, t, h, w), device=clips.device, memory_format=memory_format)
+    return torch.mul(clips.permute(0, 4, 1, 2, 3), 1 / 255, out=x)
 
 
 def _clip_by_clip(device: torch.device) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.data import default_collate
 
-from dataset.augmentation import JITTER_IDENTITY, augment
+from dataset.augmentation import evaluation_input
 from dataset.loader import window_loader
 from dataset.registry import Videos, open_videos
 from dataset.window_dataset import WindowDataset
@@ -128,7 +128,7 @@ def predict(
     def forward(batch: list[Tensor]) -> tuple[Tensor, Tensor]:
         clips, flip, rows = batch
         with torch.no_grad(), autocast(args.precision, device):
-            return rows, network(network_input(clips, flip, uses_channels_last(args, device)))
+            return rows, network(evaluation_input(clips, flip, uses_channels_last(args, device)))
 
     # on a CPU, a batch in parts on as many cores is faster than on all of them as one
     threads = max(available_cores() // local_processes(), 1) if device.type == "cpu" else 1
@@ -158,19 +158,6 @@ def batched(samples: Iterator[Any], size: int) -> Iterator[Any]:
     """Batches of ``size`` samples, across videos and views; the last has the rest."""
     while batch := list(itertools.islice(samples, size)):
         yield default_collate(batch)
-
-
-def network_input(clips: Tensor, flip: Tensor, channels_last: bool) -> Tensor:
-    """uint8 [n, T, S, S, 3] -> normalised [n, 3, T, S, S], mirrored where ``flip`` [n] says so."""
-    n, t = clips.shape[:2]
-    draws = {
-        "jitter_order": torch.arange(4).expand(n, 4),
-        "jitter_factors": torch.tensor(JITTER_IDENTITY).expand(n, 4),
-        "grey_channel": torch.full((n, t), -1),
-        "blur_sigma": torch.zeros(n),
-        "flip": flip,
-    }
-    return augment(clips, draws, channels_last)
 
 
 def in_threads(work: Callable[[Any], Any], arguments: Iterable[Any], threads: int) -> Iterator[Any]:

@@ -13,12 +13,13 @@ from databases import make_dataset, write_database
 from runs import CLIPS, run_ranks
 
 import main_classifier
+from dataset.augmentation import evaluation_input
 from dataset.jpeg import decode
 from dataset.registry import open_videos
 from dataset.window_dataset import WindowDataset
 from eval import feature_linear_probe, merge_2stream_prob, report, retrieval
 from eval.features import load_features
-from eval.predict import network_input, read_videos
+from eval.predict import read_videos
 from model.pretrain import InfoNCE, set_batch_norm_bias
 from model.weights import load_classifier
 from utils.checkpoint import load_checkpoint
@@ -227,7 +228,7 @@ def test_ten_crop_word_for_word_against_a_slow_loop(cwd, finetuned, home):
         for crop in range(5):
             for flip in (False, True):
                 clips = [
-                    network_input(item["frames"][crop][window][None], torch.tensor([flip]), False)
+                    evaluation_input(item["frames"][crop][window][None], torch.tensor([flip]), False)
                     for window in item["windows"]
                 ]
                 probability = torch.stack([model(clip)[0].softmax(dim=1)[0] for clip in clips]).mean(dim=0)
@@ -278,7 +279,7 @@ def test_retrieval_word_for_word_and_the_tools_after_it(cwd, monkeypatch, capsys
     assert test.names == videos.names
     for index in range(len(videos)):
         item = WindowDataset(videos, 8, 1, 32)[index]
-        clips = network_input(
+        clips = evaluation_input(
             item["frames"][0][item["windows"]], torch.zeros(len(item["windows"]), dtype=bool), False
         )
         with torch.no_grad():

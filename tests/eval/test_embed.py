@@ -8,11 +8,11 @@ import torch
 from footage import picture, write_video
 
 from backbone.select_backbone import select_backbone
+from dataset.augmentation import evaluation_input
 from dataset.clips import test_windows as windows_of
 from dataset.crop import crop_resize
 from dataset.decode import decode_video
 from eval import embed
-from eval.predict import network_input
 
 SMALL = ("--seq_len", "8", "--img_dim", "32", "-j", "0", "--batch_size", "4")
 FRAMES = {"b/deep/er": 20, "a": 13, "c": 5}  # the last is shorter than a window
@@ -56,7 +56,9 @@ def slow(path) -> list[torch.Tensor]:
     found = []
     for window in windows_of(len(frames), 8, 1):
         clip = crop_resize([frames[i] for i in window], (3, 11, 42, 42), 32)  # 42 = 48 * 224 / 256
-        found.append(backbone(network_input(clip[None], torch.tensor([False]), False)).mean(dim=(0, 2, 3, 4)))
+        found.append(
+            backbone(evaluation_input(clip[None], torch.tensor([False]), False)).mean(dim=(0, 2, 3, 4))
+        )
     return found
 
 
