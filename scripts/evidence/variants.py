@@ -25,7 +25,7 @@ from dataset.registry import Videos, open_videos
 from eval.metrics import centred
 from eval.predict import features_of
 from model.methods import METHODS
-from model.pretrain import InfoNCE, all_gather, embed
+from model.pretrain import InfoNCE, embed
 from model.weights import load_backbone
 from scripts.evidence.agreement import WORLD, mean_and_spread
 from scripts.reproduce import SMALL
@@ -64,15 +64,15 @@ class FreshKeys(InfoNCE):
 
     def _logits(self, query: Tensor, key: Tensor) -> Tensor:
         logits = super()._logits(query, key)
-        others = query @ all_gather(key).T / self.T
+        others = query @ key.T / self.T
         return torch.cat([logits, others.fill_diagonal_(-torch.inf)], dim=1)
 
 
 class RisingMomentum(InfoNCE):
     """The key encoder's momentum rises from m to 1 - (1 - m) / 10, over the first 256 steps."""
 
-    def __init__(self, *args):
-        super().__init__(*args)
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
         self.register_buffer("steps", torch.zeros(()))
 
     @torch.no_grad()
