@@ -35,11 +35,8 @@ RUN = "infonce_k8_tiny-2clip-32_s3d_quarter_bs4_lr0.001_seq2_len8_ds1"  # the na
 
 _forks = multiprocessing.get_context("forkserver")
 _MAINS = ["main_nce", "main_coclr", "main_classifier"]
-_LATER = [
-    "torch._dynamo",
-    "matplotlib.figure",
-    "matplotlib.backends.backend_agg",
-]  # what they import when they need it first
+# what they import when they need it first
+_LATER = ["torch._dynamo", "matplotlib.figure", "matplotlib.backends.backend_agg"]
 _forks.set_forkserver_preload([*_MAINS, "runs", *_LATER])
 _numbers = itertools.count()
 

@@ -1,6 +1,6 @@
 """What a small InfoNCE training gains by known changes of the method, at equal compute, a row for each.
 
-    python -m scripts.evidence.variants --dataset synthetic-f-2clip [--variants paper eman] [--seeds 0 1]
+    python -m scripts.evidence.variants --dataset synthetic-f-2clip [--variants paper EMAN] [--seeds 0 1]
 
 Trains by main_nce.py in the current folder, with the settings of the quickstart, and tests by leave-one-out
 retrieval on training videos, within each set where class folders are called SET-CLASS. No test video is read.
@@ -36,7 +36,6 @@ from utils.schedule import learning_rate
 
 WARM_UP = 5  # epochs
 NETWORK = SMALL["net"]
-RATES = {"rgb": 3e-4, "flow": 5e-5}  # the quickstart's
 
 
 class EMAN(InfoNCE):
@@ -117,8 +116,9 @@ def train(name: str, args: Namespace, clips: dict[str, int], seed: int) -> Path:
     """Train a variant from scratch, or go on; returns its run's folder."""
     variant = VARIANTS[name]
     epochs = round(args.epochs / variant.cost)
-    rate = RATES[parse_name(args.dataset).streams[0]] * variant.rate
     words = ["--dataset", args.dataset, "--net", NETWORK, "--batch_size", "32", *SMALL["pretrain"]]
+    words += SMALL["train_flow"] if parse_name(args.dataset).streams == ("flow",) else []
+    rate = main_nce.make_parser().parse_args(words).lr * variant.rate
     words += [f"--{option}={value}" for option, value in clips.items()]
     words += ["--channels_last", "-j", "0", "--seed", str(seed), "--lr", f"{rate:.2g}"]
     words += ["--epochs", str(epochs), "--schedule", str(epochs * 5 // 6)]

@@ -231,7 +231,6 @@ def test_full_disk_loses_nothing(footage, undisturbed, half, tmp_path, merging):
     assert databases(out) == databases(undisturbed)
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="mounting needs root")
 def test_full_file_system(footage, undisturbed, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
