@@ -10,6 +10,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import cv2
@@ -228,12 +229,11 @@ def test_shared_memory_that_somebody_else_fills(cwd, undisturbed):
     while not (folder / "scalars.jsonl").exists() or len(losses(folder)) < 6:
         with contextlib.suppress(subprocess.TimeoutExpired):
             pytest.fail(process.communicate(timeout=0.1)[1])
-    with (
-        contextlib.suppress(OSError),
-        open(f"/proc/{process.pid}/root/dev/shm/large", "wb", buffering=0) as file,
-    ):
-        while True:
-            file.write(bytes(4096))
+    deadline = time.monotonic() + 60
+    with open(f"/proc/{process.pid}/root/dev/shm/large", "wb", buffering=0) as file:
+        while process.poll() is None and time.monotonic() < deadline:  # what a batch gives back, too
+            with contextlib.suppress(OSError):
+                file.write(bytes(4096))
     one_line_of_trouble(ended(process), r"shared memory .* is full: .*--shm-size.*--resume auto")
     run_ok(*NCE, "--epochs", str(len(losses(folder)) // 4 + 2), "--resume", "auto", cwd=cwd)
     assert losses(undisturbed).items() <= trained(folder).items()
