@@ -90,9 +90,10 @@ def warmed_up(base: float, epoch: int, epochs: int, drops: list[int], cosine: bo
 
 @dataclass(frozen=True)
 class Variant:
-    """A change of the model, of the clips, or of the rate; each step costs ``cost`` times the paper's."""
+    """A change of the method, of the clips, or of the rate; each step costs ``cost`` times the paper's."""
 
-    model: type[InfoNCE] = InfoNCE
+    method: str = "infonce"
+    model: type[InfoNCE] = InfoNCE  # of this method
     clips: dict[str, int] = field(default_factory=dict)
     cost: int = 1
     rate: float = 1
@@ -101,38 +102,52 @@ class Variant:
 
 VARIANTS = {
     "paper": Variant(),
-    "EMAN": Variant(EMAN),
-    "fresh-keys": Variant(FreshKeys),
-    "rising-momentum": Variant(RisingMomentum),
+    "EMAN": Variant(model=EMAN),
+    "fresh-keys": Variant(model=FreshKeys),
+    "rising-momentum": Variant(model=RisingMomentum),
     "warm-up": Variant(schedule=warmed_up),
     "16-frames": Variant(clips={"seq_len": 16, "ds": 1}, cost=2),
     "64-pixels": Variant(clips={"img_dim": 64}, cost=4),
     "3-times-the-rate": Variant(rate=3),
     "third-of-the-rate": Variant(rate=1 / 3),
+    "labels": Variant(method="ubernce"),
 }
 
 
-def train(name: str, args: Namespace, clips: dict[str, int], seed: int) -> Path:
-    """Train a variant from scratch, or go on; returns its run's folder."""
-    variant = VARIANTS[name]
-    epochs = round(args.epochs / variant.cost)
-    words = ["--dataset", args.dataset, "--net", NETWORK, "--batch_size", "32", *SMALL["pretrain"]]
-    words += SMALL["train_flow"] if parse_name(args.dataset).streams == ("flow",) else []
-    rate = main_nce.make_parser().parse_args(words).lr * variant.rate
+def small_options(
+    dataset: str, clips: dict[str, int], seed: int, epochs: int, data_root: str | None
+) -> list[str]:
+    """Options of a pretraining of some hundred steps; the rate is that of RGB."""
+    words = ["--dataset", dataset, "--net", NETWORK, "--batch_size", "32", *SMALL["pretrain"]]
     words += [f"--{option}={value}" for option, value in clips.items()]
-    words += ["--channels_last", "-j", "0", "--seed", str(seed), "--lr", f"{rate:.2g}"]
+    words += ["--channels_last", "-j", "0", "--seed", str(seed), "--resume", "auto"]
     words += ["--epochs", str(epochs), "--schedule", str(epochs * 5 // 6)]
-    prefix = f"{name}-seed{seed}_"
-    words += ["--name_prefix", prefix, "--resume", "auto"]
-    words += [f"--data_root={args.data_root}"] if args.data_root else []
+    return words + ([f"--data_root={data_root}"] if data_root else [])
+
+
+def train(
+    name: str, dataset: str, clips: dict[str, int], seed: int, epochs: int, data_root: str | None
+) -> Path:
+    """Train a variant from scratch, or go on; returns its last checkpoint. ``epochs`` are the paper's."""
+    variant = VARIANTS[name]
+    clips = clips | variant.clips
+    words = small_options(dataset, clips, seed, round(epochs / variant.cost), data_root)
+    words += SMALL["train_flow"] if parse_name(dataset).streams == ("flow",) else []
+    rate = main_nce.make_parser().parse_args(words).lr * variant.rate
+    prefix = f"{name}-{epochs}epochs-seed{seed}_"
+    words += ["--lr", f"{rate:.2g}", "--model", variant.method, "--name_prefix", prefix]
     row = {"infonce": replace(METHODS["infonce"], model=variant.model)}
     with (
         mock.patch.dict(METHODS, row),
         mock.patch("utils.engine.learning_rate", variant.schedule),
     ):
         main_nce.main(words)
-    (folder,) = Path("log-pretrain").glob(f"{prefix}infonce*_{args.dataset}-*")
-    return folder
+    return checkpoint_of(f"{prefix}{variant.method}*_{dataset}-*")
+
+
+def checkpoint_of(run: str) -> Path:
+    """The last checkpoint of the run whose folder fits a pattern."""
+    return max(Path("log-pretrain").glob(f"{run}/model/epoch*"), key=lambda path: path.stat().st_mtime)
 
 
 def leave_one_out(features: Tensor, videos: Videos) -> float:
@@ -148,7 +163,9 @@ def leave_one_out(features: Tensor, videos: Videos) -> float:
     return statistics.fmean(shares)
 
 
-def test(checkpoint: Path | None, args: Namespace, clips: dict[str, int], seed: int) -> float:
+def test(
+    checkpoint: Path | None, dataset: str, clips: dict[str, int], seed: int, data_root: str | None
+) -> float:
     """R@1 of a checkpoint on training videos, see ``leave_one_out``; None: of random weights."""
     torch.manual_seed(seed)
     backbone, param = select_backbone(NETWORK)
@@ -157,17 +174,18 @@ def test(checkpoint: Path | None, args: Namespace, clips: dict[str, int], seed: 
     settings = Namespace(
         **clips, batch_size=32, workers=0, precision="fp32", channels_last=True, compile=False
     )
-    dataset = args.dataset.removesuffix("-2clip")
-    videos = open_videos(dataset, "train", clips["seq_len"], clips["ds"], args.data_root)
+    dataset = dataset.removesuffix("-2clip")
+    videos = open_videos(dataset, "train", clips["seq_len"], clips["ds"], data_root)
     features, readable = features_of(backbone, param["feature_size"], videos, settings, WORLD)
     return leave_one_out(features, readable)
 
 
-def meters(folder: Path) -> tuple[float, float]:
-    """Means of loss and top-1 over the last epoch of a run."""
-    steps = [json.loads(line) for line in (folder / "scalars.jsonl").read_text().splitlines()]
+def last_epoch(checkpoint: Path) -> dict[str, float]:
+    """Means of the scalars over the last epoch of the run of a checkpoint."""
+    scalars = checkpoint.parent.parent / "scalars.jsonl"
+    steps = [json.loads(line) for line in scalars.read_text().splitlines()]
     last = [step for step in steps if step["epoch"] == steps[-1]["epoch"]]
-    return statistics.fmean(s["loss"] for s in last), statistics.fmean(s["top1"] for s in last)
+    return {name: statistics.fmean(step[name] for step in last if name in step) for name in last[-1]}
 
 
 @one_line_errors
@@ -183,16 +201,16 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     clips = {"seq_len": 8, "ds": args.ds, "img_dim": 32}
-    rows = [
-        f"| random weights | | | {mean_and_spread([test(None, args, clips, s) for s in args.seeds], 1)} |"
-    ]
+    random = [test(None, args.dataset, clips, seed, args.data_root) for seed in args.seeds]
+    rows = [f"| random weights | | | {mean_and_spread(random, 1)} |"]
     for name in args.variants:
         changed = clips | VARIANTS[name].clips
         found = []
         for seed in args.seeds:
-            folder = train(name, args, changed, seed)
-            (checkpoint,) = folder.glob("model/epoch*.pth.tar")
-            found.append((*meters(folder), test(checkpoint, args, changed, seed)))
+            checkpoint = train(name, args.dataset, clips, seed, args.epochs, args.data_root)
+            means = last_epoch(checkpoint)
+            recall = test(checkpoint, args.dataset, changed, seed, args.data_root)
+            found.append((means["loss"], means["top1"], recall))
         losses, hits, recalls = zip(*found, strict=True)
         loss, top1 = statistics.fmean(losses), statistics.fmean(hits)
         rows.append(f"| {name} | {loss:.2f} | {top1:.2f} | {mean_and_spread(recalls, 1)} |")
