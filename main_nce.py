@@ -70,7 +70,8 @@ def main(argv: list[str] | None = None) -> None:
     optimizer = torch.optim.Adam(trained, lr=args.lr, weight_decay=args.wd, fused=True)
     scaler = torch.amp.GradScaler(world.device.type, enabled=args.precision == "fp16")
     dataset = parse_name(args.dataset)
-    facts = {"net": args.net, "method": method.label, "pretrained_on": dataset.base}
+    label = method.label if args.lr else "no learning"
+    facts = {"net": args.net, "method": label, "pretrained_on": dataset.base}
     state = TrainState(model, optimizer, scaler, args.lr, args.start_epoch, facts)
 
     run = Run(args, pretraining_run_name(args, args.model), world)

@@ -42,7 +42,7 @@ PAPER_RECALL = {  # R@1, 5, 10, 20
 }
 ORDER = (  # of rows, by the words in their columns
     *("linear", "feature probe", "finetune", "retrieval"),
-    *("nothing", "random", "InfoNCE", "CoCLR", "UberNCE"),
+    *("nothing", "random", "no learning", "InfoNCE", "CoCLR", "UberNCE"),
     *("rgb", "flow", "rgb+flow"),
 )
 

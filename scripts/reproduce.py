@@ -43,6 +43,8 @@ SMALL = {  # for some hundred steps, see README: "A small trial learns nothing"
 RGB, FLOW = (STREAMS[stream].ending for stream in ("rgb", "flow"))  # of dataset names
 CLIP = ("--seq_len", "32", "--ds", "1")
 RANDOM = {"Random-RGB": RGB, "Random-Flow": FLOW}
+NO_LEARNING = ("NoLearning-RGB", "NoLearning-Flow")  # a few epochs at rate 0: statistics of batch norm alone
+NO_LEARNING_EPOCHS = 3
 PROBE_EPOCHS = 100
 PROBE = ("--schedule", "60", "80", "--optim", "sgd", "--lr", "1e-1", "--wd", "1e-3", "--final_bn")
 
@@ -59,8 +61,9 @@ def parse_arguments(words: list[str]) -> tuple[Namespace, list[str]]:
     group.add_argument("--net", choices=tuple(NETWORKS), default="s3d", help="network of all runs")
     group.add_argument("--cycles", type=non_negative_int, default=2, help="cycles of co-training")
     meaning = (
-        "test random weights too; all: also train InfoNCE and UberNCE on RGB for as long as CoCLR in all"
+        "test random weights too; all: also train InfoNCE and UberNCE on RGB for as long as CoCLR in all, "
     )
+    meaning += "and InfoNCE for three epochs at rate 0, for the statistics of batch norm alone"
     group.add_argument("--baselines", choices=["random", "all"], help=meaning)
     group.add_argument("--nce_epochs", type=positive_int, default=300, help="epochs of InfoNCE")
     group.add_argument("--coclr_epochs", type=positive_int, default=100, help="epochs of each co-training")
@@ -166,6 +169,8 @@ class Recipe:
             long = (epochs, [str(epochs * 5 // 6)], "Long_")
             trainings.append(self.nce("InfoNCE-RGB-long", "infonce", RGB, *long))
             trainings.append(self.nce("UberNCE-RGB", "ubernce", RGB, *long))
+            for title, ending in zip(NO_LEARNING, (RGB, FLOW), strict=True):
+                trainings.append(self.nce(title, "infonce", ending, NO_LEARNING_EPOCHS, [], "NoLearning_"))
         for start in range(0, len(trainings), args.at_once):
             self.run(*trainings[start : start + args.at_once])
         for cycle in range(1, args.cycles + 1):
@@ -180,6 +185,7 @@ class Recipe:
         args, prefix, dataset = self.args, self.seed + prefix, f"{self.args.dataset}{ending}-2clip"
         words = ["main_nce.py", "--model", model, "--dataset", dataset, *self.contrast(prefix), "-j", "16"]
         words += ["--schedule", *schedule, *self.common, *args.pretrain, *self.train_flow[ending]]
+        words += ["--lr", "0"] if title in NO_LEARNING else []
         self.endings[title] = ending
         run = f"{prefix}{model}_k*_{dataset}-*"
         return training(title, words, f"log-pretrain/{run}", epochs, args.nproc or args.nce_gpus)
@@ -222,7 +228,7 @@ class Recipe:
         if args.probe == "features":
             words = ["eval/feature_linear_probe.py", "--dataset", dataset, "--test", str(features)]
             self.run(Command(probe, [*words, "--final_bn", "--lr", "1.0", "--wd", "1e-3"]))
-        elif title not in RANDOM:
+        elif title not in (*RANDOM, *NO_LEARNING):
             prefix = f"{self.seed}Probe-{title}_"
             words = [*test, "--batch_size", "32", "--train_what", "last", *PROBE, "--name_prefix", prefix]
             words += ["--pretrain", checkpoint]

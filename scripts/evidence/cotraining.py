@@ -77,8 +77,9 @@ def measure(name: str, args: Namespace, seed: int) -> list[float]:
     if miner not in ("paper", "random"):
         miner = nce(miner, FLOW, args, seed, args.epochs)
     mines: Path | str = flow if miner == "paper" else miner
+    rgb_like = "recipe" if SETTINGS[name].of_flow else name
     for cycle in range(1, SETTINGS[name].cycles + 1):
-        rgb = co_train(name, "rgb", cycle, (rgb, mines), args, seed)
+        rgb = co_train(rgb_like, "rgb", cycle, (rgb, mines), args, seed)
         mines = flow = co_train(name, "flow", cycle, (flow, rgb), args, seed)
     found = []
     for checkpoint, ending in ((rgb, RGB), (flow, FLOW)):
