@@ -15,6 +15,7 @@ from coded import write_coded
 from databases import jpeg, write_database
 from runs import NCE, ROOT, RUN, SMALL, environment, free_port, losses, refused, run, run_ok, run_ranks
 
+from model.pretrain import InfoNCE
 from utils.checkpoint import load_checkpoint
 
 
@@ -54,6 +55,25 @@ def test_checkpoint_of_the_original_resumes(cwd, first, undisturbed):
     )
     run_ok(*NCE, "--epochs", "2", "--resume", "original.pth.tar", cwd=cwd)
     assert losses(cwd / "log-pretrain" / RUN) == {i: x for i, x in losses(undisturbed).items() if 4 <= i < 8}
+
+
+@pytest.mark.slow
+def test_at_rate_0_only_the_statistics_of_batch_norm_move(cwd, first):
+    run_ok(*NCE, "--lr", "0", "--epochs", "1", "--name_prefix", "still_", cwd=cwd)
+    (path,) = cwd.glob("log-pretrain/still_*/model/epoch0.pth.tar")
+    saved = load_checkpoint(path)
+    assert saved["method"] == "no learning"
+    start = InfoNCE("s3d_quarter").state_dict()
+    names = [name.removeprefix("encoder_q.") for name in start if name.startswith("encoder_q.")]
+    q, k = ({name: saved["state_dict"][f"encoder_{side}.{name}"] for name in names} for side in "qk")
+    moved = {name for name in names if not torch.equal(q[name], k[name])}
+    assert moved
+    assert all("running" in name for name in moved)
+    learnt = load_checkpoint(first / "model/epoch0.pth.tar")
+    assert learnt["method"] == "InfoNCE"
+    assert not torch.equal(
+        learnt["state_dict"]["encoder_q.0.Conv_1a.conv1.weight"], q["0.Conv_1a.conv1.weight"]
+    )
 
 
 @pytest.mark.slow

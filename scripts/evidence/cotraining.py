@@ -112,10 +112,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="seeds of the trainings")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    rows = [without(args, epochs) for epochs in (args.epochs, args.epochs + args.coclr_epochs)]
+    rows = [without(args, args.epochs)]
     for name in args.settings:
         columns = zip(*(measure(name, args, seed) for seed in args.seeds), strict=True)
         rows.append(f"| {name} | {' | '.join(mean_and_spread(values, 1) for values in columns)} |")
+    rows.append(without(args, args.epochs + args.coclr_epochs))
     print("| | mining precision of flow | R@1 of RGB | of RGB | of flow |\n|---|---|---|---|---|")
     print("\n".join(rows))
 
