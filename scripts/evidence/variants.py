@@ -90,24 +90,25 @@ def warmed_up(base: float, epoch: int, epochs: int, drops: list[int], cosine: bo
 
 @dataclass(frozen=True)
 class Variant:
-    """A change of the method, of the clips, or of the rate; each step costs ``cost`` times the paper's."""
+    """A change of the method, of the clips, or of the rate, trained for a share of the paper's epochs."""
 
     method: str = "infonce"
     model: type[InfoNCE] = InfoNCE  # of this method
     clips: dict[str, int] = field(default_factory=dict)
-    cost: int = 1
+    epochs: float = 1
     rate: float = 1
     schedule: Callable[..., float] = learning_rate
 
 
 VARIANTS = {
+    "no-learning": Variant(rate=0, epochs=1 / 11),  # the statistics of batch norm alone
     "paper": Variant(),
     "EMAN": Variant(model=EMAN),
     "fresh-keys": Variant(model=FreshKeys),
     "rising-momentum": Variant(model=RisingMomentum),
     "warm-up": Variant(schedule=warmed_up),
-    "16-frames": Variant(clips={"seq_len": 16, "ds": 1}, cost=2),
-    "64-pixels": Variant(clips={"img_dim": 64}, cost=4),
+    "16-frames": Variant(clips={"seq_len": 16, "ds": 1}, epochs=1 / 2),
+    "64-pixels": Variant(clips={"img_dim": 64}, epochs=1 / 4),
     "3-times-the-rate": Variant(rate=3),
     "third-of-the-rate": Variant(rate=1 / 3),
     "labels": Variant(method="ubernce"),
@@ -131,7 +132,7 @@ def train(
     """Train a variant from scratch, or go on; returns its last checkpoint. ``epochs`` are the paper's."""
     variant = VARIANTS[name]
     clips = clips | variant.clips
-    words = small_options(dataset, clips, seed, round(epochs / variant.cost), data_root)
+    words = small_options(dataset, clips, seed, round(epochs * variant.epochs), data_root)
     words += SMALL["train_flow"] if parse_name(dataset).streams == ("flow",) else []
     rate = main_nce.make_parser().parse_args(words).lr * variant.rate
     prefix = f"{name}-{epochs}epochs-seed{seed}_"
