@@ -26,16 +26,23 @@ CLIPS = {"seq_len": 8, "ds": 2, "img_dim": 32}
 
 @dataclass(frozen=True)
 class Setting:
-    """Options of all co-training, of flow's, cycles of so many epochs in all, and who mines at first."""
+    """Options of all co-training, of flow's, cycles of so many epochs in all, and what it starts from.
+
+    start: the variant by which both networks were pretrained. miner: that of the flow network which mines at
+    first, "random" if it was not pretrained; as ``start`` if not given.
+    """
 
     options: tuple[str, ...] = ()
     of_flow: tuple[str, ...] = ()
     cycles: int = 1
-    miner: str = "paper"  # the variant by which flow was pretrained; "random": not at all
+    start: str = "paper"
+    miner: str = ""
 
 
 SETTINGS = {
     "recipe": Setting(),
+    "from-fresh-keys": Setting(start="fresh-keys"),
+    "from-no-learning": Setting(start="no-learning"),
     "top-1": Setting(("--topk", "1")),
     "top-15": Setting(("--topk", "15")),
     "hide-self-0.9": Setting(("--hide_self", "0.9")),
@@ -72,13 +79,15 @@ def nce(name: str, ending: str, args: Namespace, seed: int, epochs: int) -> Path
 
 def measure(name: str, args: Namespace, seed: int) -> list[float]:
     """Mining precision and R@1 of RGB, then of flow, in percent, after the cycles of a setting."""
-    rgb, flow = (nce("paper", ending, args, seed, args.epochs) for ending in (RGB, FLOW))
-    miner = SETTINGS[name].miner
-    if miner not in ("paper", "random"):
-        miner = nce(miner, FLOW, args, seed, args.epochs)
-    mines: Path | str = flow if miner == "paper" else miner
-    rgb_like = "recipe" if SETTINGS[name].of_flow else name
-    for cycle in range(1, SETTINGS[name].cycles + 1):
+    setting = SETTINGS[name]
+    rgb, flow = (nce(setting.start, ending, args, seed, args.epochs) for ending in (RGB, FLOW))
+    mines: Path | str = flow
+    if setting.miner == "random":
+        mines = "random"
+    elif setting.miner:
+        mines = nce(setting.miner, FLOW, args, seed, args.epochs)
+    rgb_like = "recipe" if setting.of_flow else name
+    for cycle in range(1, setting.cycles + 1):
         rgb = co_train(rgb_like, "rgb", cycle, (rgb, mines), args, seed)
         mines = flow = co_train(name, "flow", cycle, (flow, rgb), args, seed)
     found = []
@@ -88,16 +97,16 @@ def measure(name: str, args: Namespace, seed: int) -> list[float]:
     return found
 
 
-def without(args: Namespace, epochs: int) -> str:
-    """The row of InfoNCE alone."""
+def without(variant: str, args: Namespace, epochs: int) -> str:
+    """The row of a variant of InfoNCE, without co-training."""
     recalls = []
     for ending in (RGB, FLOW):
         found = []
         for seed in args.seeds:
-            checkpoint = nce("paper", ending, args, seed, epochs)
+            checkpoint = nce(variant, ending, args, seed, epochs)
             found.append(test(checkpoint, f"{args.dataset}{ending}", CLIPS, seed, args.data_root))
         recalls.append(mean_and_spread(found, 1))
-    return f"| InfoNCE, {epochs} epochs | | {recalls[0]} | | {recalls[1]} |"
+    return f"| InfoNCE alone: {variant}, {epochs} epochs | | {recalls[0]} | | {recalls[1]} |"
 
 
 @one_line_errors
@@ -112,11 +121,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="seeds of the trainings")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    rows = [without(args, args.epochs)]
+    rows = [without(variant, args, args.epochs) for variant in ("no-learning", "paper")]
     for name in args.settings:
         columns = zip(*(measure(name, args, seed) for seed in args.seeds), strict=True)
         rows.append(f"| {name} | {' | '.join(mean_and_spread(values, 1) for values in columns)} |")
-    rows.append(without(args, args.epochs + args.coclr_epochs))
+    rows.append(without("paper", args, args.epochs + args.coclr_epochs))
     print("| | mining precision of flow | R@1 of RGB | of RGB | of flow |\n|---|---|---|---|---|")
     print("\n".join(rows))
 
