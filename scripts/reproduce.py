@@ -60,10 +60,8 @@ def parse_arguments(words: list[str]) -> tuple[Namespace, list[str]]:
     group.add_argument("--small", action="store_true", help="defaults for some hundred videos")
     group.add_argument("--net", choices=tuple(NETWORKS), default="s3d", help="network of all runs")
     group.add_argument("--cycles", type=non_negative_int, default=2, help="cycles of co-training")
-    meaning = (
-        "test random weights too; all: also train InfoNCE and UberNCE on RGB for as long as CoCLR in all, "
-    )
-    meaning += "and InfoNCE for three epochs at rate 0, for the statistics of batch norm alone"
+    meaning = "test random weights too, as they are and after three epochs at rate 0, for batch norm; "
+    meaning += "all: also train InfoNCE and UberNCE on RGB for as long as CoCLR in all"
     group.add_argument("--baselines", choices=["random", "all"], help=meaning)
     group.add_argument("--nce_epochs", type=positive_int, default=300, help="epochs of InfoNCE")
     group.add_argument("--coclr_epochs", type=positive_int, default=100, help="epochs of each co-training")
@@ -79,7 +77,7 @@ def parse_arguments(words: list[str]) -> tuple[Namespace, list[str]]:
     meaning = "a linear layer on saved features, minutes instead of hours"
     group.add_argument("--probe", choices=["features"], help=meaning)
     group.add_argument("--seed", type=non_negative_int, help="the runs of each seed have names of their own")
-    meaning = "trainings at the same time, on the same processors or GPUs, where none needs another"
+    meaning = "commands at the same time, on the same processors or GPUs, where none needs another"
     group.add_argument("--at_once", type=positive_int, default=1, help=meaning)
     known, _ = parser.parse_known_args(words)
     parser.set_defaults(eval=[known.dataset], nce_gpus=2, coclr_gpus=2, queue=2048)
@@ -158,21 +156,26 @@ class Recipe:
                 sys.exit(status)
         self.left |= {command.title: command.found() or command.leaves for command in commands}
 
+    def run_all(self, commands: list[Command]) -> None:
+        """Run commands, as many at the same time as --at_once says."""
+        for start in range(0, len(commands), self.args.at_once):
+            self.run(*commands[start : start + self.args.at_once])
+
     def pretrain(self) -> tuple[str, str]:
         """All pretraining; returns the titles of the last trainings of RGB and of flow."""
         args = self.args
         rgb, flow = "InfoNCE-RGB", "InfoNCE-Flow"
         length = (args.nce_epochs, args.nce_schedule)
         trainings = [self.nce(rgb, "infonce", RGB, *length), self.nce(flow, "infonce", FLOW, *length)]
+        if args.baselines:
+            for title, ending in zip(NO_LEARNING, (RGB, FLOW), strict=True):
+                trainings.append(self.nce(title, "infonce", ending, NO_LEARNING_EPOCHS, [], "NoLearning_"))
         if args.baselines == "all":
             epochs = args.nce_epochs + args.cycles * args.coclr_epochs
             long = (epochs, [str(epochs * 5 // 6)], "Long_")
             trainings.append(self.nce("InfoNCE-RGB-long", "infonce", RGB, *long))
             trainings.append(self.nce("UberNCE-RGB", "ubernce", RGB, *long))
-            for title, ending in zip(NO_LEARNING, (RGB, FLOW), strict=True):
-                trainings.append(self.nce(title, "infonce", ending, NO_LEARNING_EPOCHS, [], "NoLearning_"))
-        for start in range(0, len(trainings), args.at_once):
-            self.run(*trainings[start : start + args.at_once])
+        self.run_all(trainings)
         for cycle in range(1, args.cycles + 1):
             rgb = self.co_train(f"Cycle{cycle}-FlowMining", RGB, rgb, flow)
             flow = self.co_train(f"Cycle{cycle}-RGBMining", FLOW, flow, rgb)
@@ -214,28 +217,52 @@ class Recipe:
         """Folder of a network's features of dataset ``name``."""
         return Path(self.left[title]).parent / f"feature-{name}"
 
-    def evaluate(self, title: str, ending: str, name: str) -> None:
-        """Retrieval by a network's features of one stream of dataset ``name``, then a linear probe."""
-        args, dataset, checkpoint = self.args, name + ending, self.left[title]
-        processes = args.nproc or 1
-        test = ["main_classifier.py", "--net", args.net, "--dataset", dataset, *CLIP, *self.common]
-        features = self.features(title, name)
-        tested = "random" if title in RANDOM else checkpoint
-        words = [*test, "--test", tested, "--retrieval", "--dirname", features.name]
-        # which knows itself whether the features that are there are still those of this checkpoint
-        self.run(Command(f"retrieval by {title} on {dataset}", words, processes=processes))
-        probe = f"linear probe of {title} on {dataset}"
-        if args.probe == "features":
-            words = ["eval/feature_linear_probe.py", "--dataset", dataset, "--test", str(features)]
-            self.run(Command(probe, [*words, "--final_bn", "--lr", "1.0", "--wd", "1e-3"]))
-        elif title not in (*RANDOM, *NO_LEARNING):
-            prefix = f"{self.seed}Probe-{title}_"
-            words = [*test, "--batch_size", "32", "--train_what", "last", *PROBE, "--name_prefix", prefix]
-            words += ["--pretrain", checkpoint]
-            self.run(training(probe, words, f"log-linclr/{prefix}{dataset}-*", PROBE_EPOCHS, processes))
-            words = [*test, "--train_what", "last", "--test", self.left[probe], "--ten_crop"]
-            leaves = f"{self.left[probe]}-prob-ten.json"
-            self.run(Command(f"ten crops by {title} on {name}", words, leaves, processes))
+    def evaluate(self, name: str) -> None:
+        """Retrieval by all networks on their streams of dataset ``name``, then linear probes of them."""
+        self.run_all([self.retrieval(title, name) for title in self.endings])
+        if self.args.probe == "features":
+            self.run_all([self.probe_of_features(title, name) for title in self.endings])
+        else:
+            trained = [title for title in self.endings if title not in (*RANDOM, *NO_LEARNING)]
+            self.run_all([self.probe(title, name) for title in trained])
+            self.run_all([self.ten_crops(title, name) for title in trained])
+
+    def test(self, title: str, name: str) -> list[str]:
+        """What all tests of a network on its stream of dataset ``name`` begin with."""
+        dataset = name + self.endings[title]
+        return ["main_classifier.py", "--net", self.args.net, "--dataset", dataset, *CLIP, *self.common]
+
+    def retrieval(self, title: str, name: str) -> Command:
+        """It knows itself whether the features that are there are still those of this checkpoint."""
+        tested = "random" if title in RANDOM else self.left[title]
+        words = [*self.test(title, name), "--test", tested, "--retrieval"]
+        words += ["--dirname", self.features(title, name).name]
+        title = f"retrieval by {title} on {name}{self.endings[title]}"
+        return Command(title, words, processes=self.args.nproc or 1)
+
+    def probe_of_features(self, title: str, name: str) -> Command:
+        """A linear layer on the features that retrieval has saved."""
+        dataset = name + self.endings[title]
+        words = ["eval/feature_linear_probe.py", "--dataset", dataset]
+        words += ["--test", str(self.features(title, name)), "--final_bn", "--lr", "1.0", "--wd", "1e-3"]
+        return Command(f"linear probe of {title} on {dataset}", words)
+
+    def probe(self, title: str, name: str) -> Command:
+        """A linear layer trained on clips."""
+        dataset, prefix = name + self.endings[title], f"{self.seed}Probe-{title}_"
+        words = [*self.test(title, name), "--batch_size", "32", "--train_what", "last", *PROBE]
+        words += ["--name_prefix", prefix, "--pretrain", self.left[title]]
+        folder = f"log-linclr/{prefix}{dataset}-*"
+        title = f"linear probe of {title} on {dataset}"
+        return training(title, words, folder, PROBE_EPOCHS, self.args.nproc or 1)
+
+    def ten_crops(self, title: str, name: str) -> Command:
+        """The test of a linear layer trained on clips."""
+        probe = self.left[f"linear probe of {title} on {name}{self.endings[title]}"]
+        words = [*self.test(title, name), "--train_what", "last", "--test", probe, "--ten_crop"]
+        return Command(
+            f"ten crops by {title} on {name}", words, f"{probe}-prob-ten.json", self.args.nproc or 1
+        )
 
     def compare(self, rgb: str, flow: str, name: str) -> None:
         """Both streams together on dataset ``name``, and pictures of what RGB retrieved."""
@@ -297,8 +324,7 @@ def main(argv: list[str] | None = None) -> None:
     recipe = Recipe(args, common)
     rgb, flow = recipe.pretrain()
     for name in args.eval:
-        for title, ending in recipe.endings.items():
-            recipe.evaluate(title, ending, name)
+        recipe.evaluate(name)
         recipe.compare(rgb, flow, name)
     recipe.run(Command("table", ["eval/report.py", "--mean", "--chart", "results.png"]))
 

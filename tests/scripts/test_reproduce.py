@@ -56,11 +56,12 @@ def test_dry_run_prints_the_recorded_commands(name, cwd, monkeypatch, capsys):
     assert lines(printed(shlex.split(RECORDED[name]), capsys)) == lines(recorded.read_text())
 
 
-def test_baselines_may_be_random_weights_alone(cwd, monkeypatch, capsys):
+def test_baselines_may_be_untrained_networks_alone(cwd, monkeypatch, capsys):
     monkeypatch.chdir(cwd)
     shown = printed(["ucf101", "--baselines", "random"], capsys)
     assert shown.count("--test random") == 2
-    assert shown.count("main_nce.py") == 2
+    assert shown.count("main_nce.py") == 4
+    assert shown.count("--lr 0 --epochs 3") == 2
     assert shown.count("main_coclr.py") == 4
     assert "ubernce" not in shown
 
@@ -90,8 +91,8 @@ def test_everything_from_pretraining_to_the_table_and_what_is_done_is_skipped(co
     (last / "epoch0.pth.tar").unlink()
     reproduce.main(recipe)
     done_again = [command.split()[0] for command in commands]
-    quick = [*["main_classifier.py", "eval/feature_linear_probe.py"] * 4, "eval/merge_2stream_prob.py"]
-    quick += ["eval/retrieval.py", "eval/report.py"]
+    quick = ["main_classifier.py"] * 4 + ["eval/feature_linear_probe.py"] * 4
+    quick += ["eval/merge_2stream_prob.py", "eval/retrieval.py", "eval/report.py"]
     assert done_again == ["main_coclr.py", *quick]
 
 
@@ -131,7 +132,9 @@ def test_where_one_of_several_fails_the_others_are_ended():
     assert reproduce.execute({"RGB": ["-c", sleeps], "Flow": ["-c", "raise SystemExit(2)"]}) == 2
 
 
-@pytest.mark.parametrize(("size", "lengths"), [(1, [1] * 8), (2, [2, 2, 1, 1, 1, 1]), (9, [4, 1, 1, 1, 1])])
+@pytest.mark.parametrize(
+    ("size", "lengths"), [(1, [1] * 10), (2, [2, 2, 2, 1, 1, 1, 1]), (9, [6, 1, 1, 1, 1])]
+)
 def test_trainings_that_need_no_other_are_run_at_once(size, lengths, monkeypatch):
     together = []
     monkeypatch.setattr(reproduce.Recipe, "run", run_nothing(together))
