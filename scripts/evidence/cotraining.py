@@ -106,7 +106,7 @@ def without(variant: str, args: Namespace, epochs: int) -> str:
             checkpoint = nce(variant, ending, args, seed, epochs)
             found.append(test(checkpoint, f"{args.dataset}{ending}", CLIPS, seed, args.data_root))
         recalls.append(mean_and_spread(found, 1))
-    return f"| InfoNCE alone: {variant}, {epochs} epochs | | {recalls[0]} | | {recalls[1]} |"
+    return f"| not co-trained: {variant} of {epochs} epochs | | {recalls[0]} | | {recalls[1]} |"
 
 
 @one_line_errors
