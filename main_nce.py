@@ -70,7 +70,8 @@ def main(argv: list[str] | None = None) -> None:
     optimizer = torch.optim.Adam(trained, lr=args.lr, weight_decay=args.wd, fused=True)
     scaler = torch.amp.GradScaler(world.device.type, enabled=args.precision == "fp16")
     dataset = parse_name(args.dataset)
-    label = method.label if args.lr else "no learning"
+    learns = args.lr or args.pretrain or args.resume not in (None, "auto")
+    label = method.label if learns else "no learning"  # but the statistics of batch norm
     facts = {"net": args.net, "method": label, "pretrained_on": dataset.base}
     state = TrainState(model, optimizer, scaler, args.lr, args.start_epoch, facts)
 

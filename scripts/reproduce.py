@@ -43,7 +43,7 @@ SMALL = {  # for some hundred steps, see README: "A small trial learns nothing"
 RGB, FLOW = (STREAMS[stream].ending for stream in ("rgb", "flow"))  # of dataset names
 CLIP = ("--seq_len", "32", "--ds", "1")
 RANDOM = {"Random-RGB": RGB, "Random-Flow": FLOW}
-NO_LEARNING = ("NoLearning-RGB", "NoLearning-Flow")  # a few epochs at rate 0: statistics of batch norm alone
+NO_LEARNING = {"NoLearning-RGB": RGB, "NoLearning-Flow": FLOW}  # statistics of batch norm alone
 NO_LEARNING_EPOCHS = 3
 PROBE_EPOCHS = 100
 PROBE = ("--schedule", "60", "80", "--optim", "sgd", "--lr", "1e-1", "--wd", "1e-3", "--final_bn")
@@ -168,8 +168,8 @@ class Recipe:
         length = (args.nce_epochs, args.nce_schedule)
         trainings = [self.nce(rgb, "infonce", RGB, *length), self.nce(flow, "infonce", FLOW, *length)]
         if args.baselines:
-            for title, ending in zip(NO_LEARNING, (RGB, FLOW), strict=True):
-                trainings.append(self.nce(title, "infonce", ending, NO_LEARNING_EPOCHS, [], "NoLearning_"))
+            still = (NO_LEARNING_EPOCHS, [], "NoLearning_", ("--lr", "0"))
+            trainings += [self.nce(title, "infonce", ending, *still) for title, ending in NO_LEARNING.items()]
         if args.baselines == "all":
             epochs = args.nce_epochs + args.cycles * args.coclr_epochs
             long = (epochs, [str(epochs * 5 // 6)], "Long_")
@@ -182,13 +182,20 @@ class Recipe:
         return rgb, flow
 
     def nce(
-        self, title: str, model: str, ending: str, epochs: int, schedule: list[str], prefix: str = ""
+        self,
+        title: str,
+        model: str,
+        ending: str,
+        epochs: int,
+        schedule: list[str],
+        prefix: str = "",
+        options: tuple[str, ...] = (),
     ) -> Command:
         """A training of one stream."""
         args, prefix, dataset = self.args, self.seed + prefix, f"{self.args.dataset}{ending}-2clip"
         words = ["main_nce.py", "--model", model, "--dataset", dataset, *self.contrast(prefix), "-j", "16"]
         words += ["--schedule", *schedule, *self.common, *args.pretrain, *self.train_flow[ending]]
-        words += ["--lr", "0"] if title in NO_LEARNING else []
+        words += options
         self.endings[title] = ending
         run = f"{prefix}{model}_k*_{dataset}-*"
         return training(title, words, f"log-pretrain/{run}", epochs, args.nproc or args.nce_gpus)

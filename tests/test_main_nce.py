@@ -69,7 +69,11 @@ def test_at_rate_0_only_the_statistics_of_batch_norm_move(cwd, first):
     moved = {name for name in names if not torch.equal(q[name], k[name])}
     assert moved
     assert all("running" in name for name in moved)
-    learnt = load_checkpoint(first / "model/epoch0.pth.tar")
+    trained = f"{first}/model/epoch0.pth.tar"
+    run_ok(*NCE, "--lr", "0", "--epochs", "1", "--name_prefix", "on_", "--pretrain", trained, cwd=cwd)
+    (path,) = cwd.glob("log-pretrain/on_*/model/epoch0.pth.tar")
+    assert load_checkpoint(path)["method"] == "InfoNCE"
+    learnt = load_checkpoint(trained)
     assert learnt["method"] == "InfoNCE"
     assert not torch.equal(
         learnt["state_dict"]["encoder_q.0.Conv_1a.conv1.weight"], q["0.Conv_1a.conv1.weight"]

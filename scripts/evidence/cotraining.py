@@ -2,10 +2,11 @@
 
     python -m scripts.evidence.cotraining [--settings recipe top-1] [--seeds 0 1]
 
-Trains by main_nce.py and main_coclr.py in the current folder, with the settings of the quickstart, and tests
-by leave-one-out retrieval on training videos. No test video is read. Stopped at any point, the same command
-goes on. Printed are means and standard deviations over seeds: the share of mined neighbours that are of the
-query's class in the last epoch of each half-cycle, and R@1 of both networks after it.
+Trains by main_nce.py and main_coclr.py in the current folder, with the settings of the quickstart, on a
+dataset in $COCLR_DATA or ./data, and tests by leave-one-out retrieval on training videos. No test video is
+read. Stopped at any point, the same command goes on. Printed are means and standard deviations over seeds:
+the share of mined neighbours that are of the query's class in the last epoch of each half-cycle, and R@1 of
+both networks after it.
 """
 
 from argparse import Namespace
@@ -63,7 +64,7 @@ def co_train(
     """
     setting = SETTINGS[name]
     epochs = args.coclr_epochs // setting.cycles
-    words = small_options(f"{args.dataset}-2stream-2clip", CLIPS, seed, epochs, args.data_root)
+    words = small_options(f"{args.dataset}-2stream-2clip", CLIPS, seed, epochs)
     words += [*SMALL["cotrain"], *setting.options]
     if half == "flow":
         words += ["--reverse", *SMALL["train_flow"], *setting.of_flow]
@@ -74,7 +75,7 @@ def co_train(
 
 def nce(name: str, ending: str, args: Namespace, seed: int, epochs: int) -> Path:
     """The last checkpoint of a variant of one stream."""
-    return train(name, f"{args.dataset}{ending}-2clip", CLIPS, seed, epochs, args.data_root)
+    return train(name, f"{args.dataset}{ending}-2clip", CLIPS, seed, epochs)
 
 
 def measure(name: str, args: Namespace, seed: int) -> list[float]:
@@ -93,7 +94,7 @@ def measure(name: str, args: Namespace, seed: int) -> list[float]:
     found = []
     for checkpoint, ending in ((rgb, RGB), (flow, FLOW)):
         found.append(last_epoch(checkpoint)["mining_precision"] * 100)
-        found.append(test(checkpoint, f"{args.dataset}{ending}", CLIPS, seed, args.data_root))
+        found.append(test(checkpoint, f"{args.dataset}{ending}", CLIPS, seed))
     return found
 
 
@@ -104,7 +105,7 @@ def without(variant: str, args: Namespace, epochs: int) -> str:
         found = []
         for seed in args.seeds:
             checkpoint = nce(variant, ending, args, seed, epochs)
-            found.append(test(checkpoint, f"{args.dataset}{ending}", CLIPS, seed, args.data_root))
+            found.append(test(checkpoint, f"{args.dataset}{ending}", CLIPS, seed))
         recalls.append(mean_and_spread(found, 1))
     return f"| not co-trained: {variant} of {epochs} epochs | | {recalls[0]} | | {recalls[1]} |"
 
@@ -113,7 +114,6 @@ def without(variant: str, args: Namespace, epochs: int) -> str:
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(__doc__.split("\n")[0])
     parser.add_argument("--dataset", default="synthetic", help="name of a dataset that has both streams")
-    parser.add_argument("--data_root", help="folder of the datasets; $COCLR_DATA or ./data if not given")
     names = list(SETTINGS)
     parser.add_argument("--settings", nargs="*", choices=names, default=names, help="what to compare")
     parser.add_argument("--epochs", type=int, default=34, help="of InfoNCE")

@@ -2,9 +2,10 @@
 
     python -m scripts.evidence.variants --dataset synthetic-f-2clip [--variants paper EMAN] [--seeds 0 1]
 
-Trains by main_nce.py in the current folder, with the settings of the quickstart, and tests by leave-one-out
-retrieval on training videos, within each set where class folders are called SET-CLASS. No test video is read.
-Stopped at any point, the same command goes on. Printed are means and standard deviations over seeds.
+Trains by main_nce.py in the current folder, with the settings of the quickstart, on a dataset in
+$COCLR_DATA or ./data, and tests by leave-one-out retrieval on training videos, within each set where class
+folders are called SET-CLASS. No test video is read. Stopped at any point, the same command goes on. Printed
+are means and standard deviations over seeds.
 """
 
 import json
@@ -115,24 +116,19 @@ VARIANTS = {
 }
 
 
-def small_options(
-    dataset: str, clips: dict[str, int], seed: int, epochs: int, data_root: str | None
-) -> list[str]:
+def small_options(dataset: str, clips: dict[str, int], seed: int, epochs: int) -> list[str]:
     """Options of a pretraining of some hundred steps; the rate is that of RGB."""
     words = ["--dataset", dataset, "--net", NETWORK, "--batch_size", "32", *SMALL["pretrain"]]
     words += [f"--{option}={value}" for option, value in clips.items()]
     words += ["--channels_last", "-j", "0", "--seed", str(seed), "--resume", "auto"]
-    words += ["--epochs", str(epochs), "--schedule", str(epochs * 5 // 6)]
-    return words + ([f"--data_root={data_root}"] if data_root else [])
+    return [*words, "--epochs", str(epochs), "--schedule", str(epochs * 5 // 6)]
 
 
-def train(
-    name: str, dataset: str, clips: dict[str, int], seed: int, epochs: int, data_root: str | None
-) -> Path:
+def train(name: str, dataset: str, clips: dict[str, int], seed: int, epochs: int) -> Path:
     """Train a variant from scratch, or go on; returns its last checkpoint. ``epochs`` are the paper's."""
     variant = VARIANTS[name]
     clips = clips | variant.clips
-    words = small_options(dataset, clips, seed, round(epochs * variant.epochs), data_root)
+    words = small_options(dataset, clips, seed, round(epochs * variant.epochs))
     words += SMALL["train_flow"] if parse_name(dataset).streams == ("flow",) else []
     rate = main_nce.make_parser().parse_args(words).lr * variant.rate
     prefix = f"{name}-{epochs}epochs-seed{seed}_"
@@ -164,9 +160,7 @@ def leave_one_out(features: Tensor, videos: Videos) -> float:
     return statistics.fmean(shares)
 
 
-def test(
-    checkpoint: Path | None, dataset: str, clips: dict[str, int], seed: int, data_root: str | None
-) -> float:
+def test(checkpoint: Path | None, dataset: str, clips: dict[str, int], seed: int) -> float:
     """R@1 of a checkpoint on training videos, see ``leave_one_out``; None: of random weights."""
     torch.manual_seed(seed)
     backbone, param = select_backbone(NETWORK)
@@ -176,7 +170,7 @@ def test(
         **clips, batch_size=32, workers=0, precision="fp32", channels_last=True, compile=False
     )
     dataset = dataset.removesuffix("-2clip")
-    videos = open_videos(dataset, "train", clips["seq_len"], clips["ds"], data_root)
+    videos = open_videos(dataset, "train", clips["seq_len"], clips["ds"])
     features, readable = features_of(backbone, param["feature_size"], videos, settings, WORLD)
     return leave_one_out(features, readable)
 
@@ -193,7 +187,6 @@ def last_epoch(checkpoint: Path) -> dict[str, float]:
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(__doc__.split("\n")[0])
     parser.add_argument("--dataset", default="synthetic-f-2clip", help="of one stream, NAME[-f]-2clip")
-    parser.add_argument("--data_root", help="folder of the datasets; $COCLR_DATA or ./data if not given")
     names = list(VARIANTS)
     parser.add_argument("--variants", nargs="*", choices=names, default=names, help="what to compare")
     parser.add_argument("--ds", type=int, default=2, help="stride between frames")
@@ -202,15 +195,15 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     clips = {"seq_len": 8, "ds": args.ds, "img_dim": 32}
-    random = [test(None, args.dataset, clips, seed, args.data_root) for seed in args.seeds]
+    random = [test(None, args.dataset, clips, seed) for seed in args.seeds]
     rows = [f"| random weights | | | {mean_and_spread(random, 1)} |"]
     for name in args.variants:
         changed = clips | VARIANTS[name].clips
         found = []
         for seed in args.seeds:
-            checkpoint = train(name, args.dataset, clips, seed, args.epochs, args.data_root)
+            checkpoint = train(name, args.dataset, clips, seed, args.epochs)
             means = last_epoch(checkpoint)
-            recall = test(checkpoint, args.dataset, changed, seed, args.data_root)
+            recall = test(checkpoint, args.dataset, changed, seed)
             found.append((means["loss"], means["top1"], recall))
         losses, hits, recalls = zip(*found, strict=True)
         loss, top1 = statistics.fmean(losses), statistics.fmean(hits)

@@ -11,7 +11,7 @@ def halves(monkeypatch):
     """The options of each half-cycle that is trained; a checkpoint is the prefix of its run."""
     done = []
 
-    def train(name, dataset, clips, seed, epochs, data_root):
+    def train(name, dataset, clips, seed, epochs):
         return f"{name} of {dataset}, {epochs}"
 
     monkeypatch.setattr(cotraining, "train", train)
