@@ -36,8 +36,8 @@ SMALL = {  # for some hundred steps, see README: "A small trial learns nothing"
     "net": "s3d_quarter",
     "cycles": 1,
     "probe": "features",
-    "pretrain": "--moco-k 128 --moco-m 0.95 --lr 3e-4 --bn_bias 1 --save_freq 10".split(),
-    "cotrain": "--moco-k 256 --hide_self 0".split(),
+    "pretrain": "--moco-k 32 --moco-m 0.5 --lr 1e-4 --bn_bias 1 --save_freq 10".split(),
+    "cotrain": "--moco-k 256 --moco-m 0.95 --hide_self 0".split(),
     "train_flow": "--lr 5e-5".split(),
 }
 RGB, FLOW = (STREAMS[stream].ending for stream in ("rgb", "flow"))  # of dataset names

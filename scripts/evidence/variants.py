@@ -36,6 +36,7 @@ from utils.options import Parser
 from utils.schedule import learning_rate
 
 WARM_UP = 5  # epochs
+OLD_KEYS = ("--moco-k", "128", "--moco-m", "0.95")
 NETWORK = SMALL["net"]
 
 
@@ -91,10 +92,11 @@ def warmed_up(base: float, epoch: int, epochs: int, drops: list[int], cosine: bo
 
 @dataclass(frozen=True)
 class Variant:
-    """A change of the method, of the clips, or of the rate, trained for a share of the paper's epochs."""
+    """A change of the method, of options, of the clips, or of the rate, trained for a share of the epochs."""
 
     method: str = "infonce"
     model: type[InfoNCE] = InfoNCE  # of this method
+    options: tuple[str, ...] = ()
     clips: dict[str, int] = field(default_factory=dict)
     epochs: float = 1
     rate: float = 1
@@ -112,6 +114,8 @@ VARIANTS = {
     "64-pixels": Variant(clips={"img_dim": 64}, epochs=1 / 4),
     "3-times-the-rate": Variant(rate=3),
     "third-of-the-rate": Variant(rate=1 / 3),
+    "old-keys": Variant(options=OLD_KEYS),
+    "old-keys-3-times-the-rate": Variant(options=OLD_KEYS, rate=3),
     "labels": Variant(method="ubernce"),
 }
 
@@ -132,6 +136,7 @@ def train(name: str, dataset: str, clips: dict[str, int], seed: int, epochs: int
     words += SMALL["train_flow"] if parse_name(dataset).streams == ("flow",) else []
     rate = main_nce.make_parser().parse_args(words).lr * variant.rate
     prefix = f"{name}-{epochs}epochs-seed{seed}_"
+    words += variant.options
     words += ["--lr", f"{rate:.2g}", "--model", variant.method, "--name_prefix", prefix]
     row = {"infonce": replace(METHODS["infonce"], model=variant.model)}
     with (

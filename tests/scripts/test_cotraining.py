@@ -38,7 +38,7 @@ def test_each_half_goes_on_and_is_mined_by_the_newest_network_of_the_other_strea
         f"{run}2-flow": [f"{run}1-flow", f"{run}2-rgb"],
     }
     assert [args.reverse for args in halves] == [False, True] * 2
-    assert [args.lr for args in halves] == [3e-4, 5e-5] * 2
+    assert [args.lr for args in halves] == [1e-4, 5e-5] * 2
     assert {args.epochs for args in halves} == {3}
     assert "| two-cycles | 25.0 | 50.0 | 25.0 | 50.0 |" in capsys.readouterr().out
 
