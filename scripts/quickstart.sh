@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The whole recipe in small, on embedded footage: videos, flow, databases, pretraining, co-training, evaluation, table,
-# chart, gallery. --full: beside InfoNCE and UberNCE of as many epochs, three seeds (an hour and a half). SEEDS: others.
+# chart, gallery. --full: also InfoNCE and UberNCE of as many epochs, and three seeds. SEEDS: others.
 source "$(dirname "$0")/environment.sh"
 case "${1-}" in
     "") set -- "0" random ;;
