@@ -34,6 +34,8 @@ PAPER_K400 = {
 }
 SMALL = {  # for some hundred steps, see README: "A small trial learns nothing"
     "net": "s3d_quarter",
+    "nce_gpus": 1,  # a queue of one batch holds that of one process
+    "coclr_gpus": 1,
     "cycles": 1,
     "probe": "features",
     "pretrain": "--moco-k 32 --moco-m 0.5 --lr 1e-4 --bn_bias 1 --save_freq 10".split(),

@@ -36,7 +36,7 @@ from utils.options import Parser
 from utils.schedule import learning_rate
 
 WARM_UP = 5  # epochs
-OLD_KEYS = ("--moco-k", "128", "--moco-m", "0.95")
+OLD_KEYS = ("--moco-k", "128", "--moco-m", "0.95")  # of four batches
 NETWORK = SMALL["net"]
 
 

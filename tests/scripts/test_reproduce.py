@@ -66,6 +66,12 @@ def test_baselines_may_be_untrained_networks_alone(cwd, monkeypatch, capsys):
     assert "ubernce" not in shown
 
 
+@pytest.mark.parametrize("dataset", ["mine", "k400"])
+def test_a_small_trial_has_one_process_whose_batch_its_queue_holds(dataset, cwd, monkeypatch, capsys):
+    monkeypatch.chdir(cwd)
+    assert "torch.distributed.run" not in printed([dataset, "--small"], capsys)
+
+
 def test_defaults_of_a_small_trial_may_be_given_again(cwd, monkeypatch, capsys):
     monkeypatch.chdir(cwd)
     reproduce.main(["mine", "1", "--small", "--cycles", "2", "--train_flow", "--lr 1e-5", "--dry_run"])

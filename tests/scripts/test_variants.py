@@ -5,6 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import main_nce
+from scripts.evidence import variants
 from scripts.evidence.variants import EMAN, FreshKeys, RisingMomentum, leave_one_out, warmed_up
 
 SMALL = {"network": "s3d_quarter", "dim": 8, "K": 4, "m": 0.5, "T": 0.1}
@@ -58,3 +60,17 @@ def test_each_video_is_searched_among_the_others_of_its_set():
     features = torch.tensor([[1.0, 0], [1, 0.1], [-1, 0], [-1, 0.1], [0, 1], [0.1, -1], [0, -1]])
     alone = torch.tensor([1.0, 1, 1, 1]).mean(), torch.tensor([0.0, 1, 1]).mean()
     assert leave_one_out(features, videos) == pytest.approx(100 * (sum(alone) / 2).item())
+
+
+def test_a_variant_changes_rate_and_options_of_the_quickstart(monkeypatch):
+    trained = []
+    monkeypatch.setattr(
+        main_nce, "main", lambda words: trained.append(main_nce.make_parser().parse_args(words))
+    )
+    monkeypatch.setattr(variants, "checkpoint_of", lambda run: run)
+    for name in ("paper", "old-keys-3-times-the-rate"):
+        variants.train(name, "x-2clip", {"seq_len": 8, "ds": 2, "img_dim": 32}, seed=0, epochs=34)
+    usual, changed = trained
+    assert (changed.moco_k, changed.moco_m) == (128, 0.95) != (usual.moco_k, usual.moco_m)
+    assert changed.lr == pytest.approx(3 * usual.lr)
+    assert changed.epochs == usual.epochs == 34
