@@ -24,7 +24,7 @@ NAME = "real"
 FEATURES = f"feature-{NAME}"
 # TV-L1 at a quarter of the paper's size and half the rate of frames; its bound is 20 pixels at full size
 PREPARE = "--short_side 64 --fps 12.5 --bound 12".split()
-CLIPS = "--seq_len 8 --ds 1 --img_dim 32 --channels_last -j 1".split()
+CLIPS = "--seq_len 8 --ds 1 --img_dim 64 --channels_last -j 1".split()
 RECIPE = "--small --baselines all --nce_epochs 40 --nce_schedule 33".split()
 RECIPE += "--coclr_epochs 20 --coclr_schedule 16".split()
 # of 1, 0.3, 0.1 ... the best of both streams in four-fold validation on the training videos of seed 0
