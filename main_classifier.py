@@ -81,6 +81,15 @@ def check_options(args: Namespace) -> None:
         raise UserError(f"--dropout {args.dropout} should be at least 0 and below 1")
 
 
+def run_name(args: Namespace, start: str) -> str:
+    """Name of a run of training from what ``start_backbone`` calls ``start``."""
+    return (
+        f"{args.name_prefix}{args.dataset}-{args.img_dim}-sp{args.which_split}_{args.net}_{args.optim}"
+        f"_bs{args.batch_size}_lr{args.lr}_wd{args.wd}_dp{args.dropout}_len{args.seq_len}_ds{args.ds}"
+        f"_train-{args.train_what}_pt-{start}"
+    )
+
+
 def validation_part(videos: Videos) -> Videos:
     """The fixed 30 % of test videos that pandas' sample(frac=0.3, random_state=666) draws in class order."""
     order = np.lexsort((videos.names, videos.labels))
@@ -174,15 +183,10 @@ def train(args: Namespace, world: World) -> None:
     facts["origin"] = network_origin
     state = TrainState(model, optimizer, scaler, args.lr, args.start_epoch, facts)
 
-    name = (
-        f"{args.name_prefix}{args.dataset}-{args.img_dim}-sp{args.which_split}_{args.net}_{args.optim}"
-        f"_bs{args.batch_size}_lr{args.lr}_wd{args.wd}_dp{args.dropout}_len{args.seq_len}_ds{args.ds}"
-        f"_train-{args.train_what}_pt-{start}"
-    )
-    run = Run(args, name, world)
+    run = Run(args, run_name(args, start), world)
     if run.resume:
         state.facts["origin"] = origin_of_resumed(run.resume, videos.classes, network_origin)
-        resume(state, run.resume, world.size, args.reset_lr)
+        resume(state, run.resume, world.size, args)
     log.info(
         f"{run.folder}: {len(videos)} training and {len(validation)} validation videos of "
         f"{len(videos.classes)} classes, {len(loader)} steps per epoch"

@@ -1,5 +1,7 @@
 """Co-train: improve the network of one stream with positives mined by the frozen network of the other."""
 
+from argparse import Namespace
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -45,6 +47,11 @@ def make_parser() -> Parser:
     add_momentum_contrast_options(parser)
     add_launch_options(parser)
     return parser
+
+
+def run_name(args: Namespace) -> str:
+    """Name of the run, as the released ones were named."""
+    return pretraining_run_name(args, f"coclr-top{args.topk}{'-R' if args.reverse else ''}")
 
 
 def label_of_source(videos: Videos) -> Tensor | None:
@@ -144,10 +151,9 @@ def main(argv: list[str] | None = None) -> None:
     facts = {"net": args.net, "method": "CoCLR", "pretrained_on": dataset.base}
     state = TrainState(model, optimizer, scaler, args.lr, args.start_epoch, facts)
 
-    name = f"coclr-top{args.topk}-R" if args.reverse else f"coclr-top{args.topk}"
-    run = Run(args, pretraining_run_name(args, name), world)
+    run = Run(args, run_name(args), world)
     if run.resume:
-        resume(state, run.resume, world.size, args.reset_lr)
+        resume(state, run.resume, world.size, args)
     else:
         start_encoders(model, args.pretrain)
         steps = args.moco_k // (args.batch_size * world.size)

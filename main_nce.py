@@ -1,5 +1,7 @@
 """Pretrain one stream, RGB or optical flow, with InfoNCE or UberNCE."""
 
+from argparse import Namespace
+
 import torch
 from torch import Tensor
 
@@ -39,6 +41,11 @@ def make_parser() -> Parser:
     return parser
 
 
+def run_name(args: Namespace) -> str:
+    """Name of the run, as the released ones were named."""
+    return pretraining_run_name(args, args.model)
+
+
 @one_line_errors
 @launch.closes_process_group
 def main(argv: list[str] | None = None) -> None:
@@ -75,9 +82,9 @@ def main(argv: list[str] | None = None) -> None:
     facts = {"net": args.net, "method": label, "pretrained_on": dataset.base}
     state = TrainState(model, optimizer, scaler, args.lr, args.start_epoch, facts)
 
-    run = Run(args, pretraining_run_name(args, args.model), world)
+    run = Run(args, run_name(args), world)
     if run.resume:
-        resume(state, run.resume, world.size, args.reset_lr)
+        resume(state, run.resume, world.size, args)
     elif args.pretrain:
         epoch = load_encoder(model.encoder_q, args.pretrain)
         model.encoder_k.load_state_dict(model.encoder_q.state_dict())

@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import re
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ Checkpoint = dict[str, Any]
 
 RANDOM = {"method": "random", "pretrained_on": "nothing", "pretrain_epoch": -1}
 UNKNOWN = {"method": "unknown", "pretrained_on": "unknown", "pretrain_epoch": -1}
+
+# those that its name does not tell and that are the same to its end
+OPTIONS_OF_A_RUN = ("seed", "wd", "moco_m", "moco_t", "bn_bias", "hide_self")
 
 # for checkpoints that do not say it, the original's and those of earlier versions: the first whose mark is in
 # a key
@@ -89,11 +93,21 @@ def load_backbone(backbone: nn.Module, checkpoint: Checkpoint, path: str | Path)
     load_state(backbone, state, checkpoint, path)
 
 
-def resume(state: TrainState, path: Path, processes: int, reset_lr: bool) -> None:
-    """Go on from the checkpoint at ``path``, see ``TrainState.restore``."""
+def resume(state: TrainState, path: Path, processes: int, args: Namespace) -> None:
+    """Go on from the checkpoint at ``path``, see ``TrainState.restore``.
+
+    Raises UserError where it does not fit, or "--resume auto" found one that was trained with other options.
+    """
     checkpoint = load_checkpoint(path)
+    saved = checkpoint.get("options", {})
+    for name in OPTIONS_OF_A_RUN if args.resume == "auto" else ():
+        if name in saved and saved[name] != getattr(args, name):
+            raise UserError(
+                f"{path} was trained with --{name} {saved[name]}, not {getattr(args, name)}; give the same, "
+                "another --name_prefix for a new run, or --resume FILE to go on from it all the same"
+            )
     load_state(state.model, checkpoint["state_dict"], checkpoint, path)
-    state.restore(checkpoint, path, processes, reset_lr)
+    state.restore(checkpoint, path, processes, args.reset_lr)
     log.info("resumed from %s: epoch %d, iteration %d", path, state.epoch, state.iteration)
 
 

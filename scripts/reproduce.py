@@ -12,11 +12,15 @@ import shlex
 import signal
 import subprocess
 import sys
-from argparse import Namespace
+from argparse import ArgumentTypeError, Namespace
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
+import main_classifier
+import main_coclr
+import main_nce
 from backbone.select_backbone import NETWORKS
 from dataset.catalogue import STREAMS
 from dataset.options import add_database_options
@@ -54,8 +58,9 @@ PROBE = ("--schedule", "60", "80", "--optim", "sgd", "--lr", "1e-1", "--wd", "1e
 def parse_arguments(words: list[str]) -> tuple[Namespace, list[str]]:
     """The settings of the recipe, and the options of every command that trains or tests."""
     parser = Parser(" ".join(__doc__.split()), "DATASET [NPROC]")
-    parser.add_argument("dataset", help="name of a dataset")
-    parser.add_argument("nproc", type=positive_int, nargs="?", help="processes of every run")
+    # one argument: of two, some versions of Python take the second from behind an option that is not known
+    meaning = "name of a dataset; processes of every run"
+    parser.add_argument("what", nargs="+", metavar=("DATASET", "NPROC"), help=meaning)
     parser.add_argument("--dry_run", action="store_true", help="print the commands, run none")
     add_database_options(parser)
     group = parser.add_argument_group("recipe")
@@ -82,17 +87,33 @@ def parse_arguments(words: list[str]) -> tuple[Namespace, list[str]]:
     meaning = "commands at the same time, on the same processors or GPUs, where none needs another"
     group.add_argument("--at_once", type=positive_int, default=1, help=meaning)
     known, _ = parser.parse_known_args(words)
-    parser.set_defaults(eval=[known.dataset], nce_gpus=2, coclr_gpus=2, queue=2048)
-    if known.dataset == "k400":
+    dataset = known.what[0]
+    parser.set_defaults(dataset=dataset, eval=[dataset], nce_gpus=2, coclr_gpus=2, queue=2048)
+    if dataset == "k400":
         parser.set_defaults(**PAPER_K400)
     if known.small:
         parser.set_defaults(**SMALL)
     args, common = parser.parse_known_args(words)
+    args.nproc = processes(parser, args.what[1:], common[:1])
     for word in common:
         if word.startswith(("--epochs", "--schedule")):
             parser.error(f"{word}: say --nce_epochs, --nce_schedule, --coclr_epochs or --coclr_schedule")
+        if word.startswith(("--prefix", "--name_prefix", "--resume")):
+            parser.error(f"{word}: the recipe gives it; start it in another folder for other results")
     seed = [] if args.seed is None else ["--seed", str(args.seed)]
     return args, [*common, *places(args), *seed]
+
+
+def processes(parser: Parser, given: list[str], unknown: list[str]) -> int | None:
+    """The processes of every run: NPROC, if it is given right behind the dataset, where it has to be."""
+    stray = [*given[1:], *(word for word in unknown if not word.startswith("-"))]
+    try:
+        number = positive_int(given[0]) if given else None
+    except (ValueError, ArgumentTypeError):
+        stray.insert(0, given[0])
+    if stray:
+        parser.error(f"{stray[0]}: what may follow DATASET is NPROC, a whole number of at least 1")
+    return number
 
 
 def places(args: Namespace) -> list[str]:
@@ -118,10 +139,15 @@ class Command:
         return files[0] if files else None
 
 
-def training(title: str, words: list[str], folder: str, epochs: int, processes: int) -> Command:
-    """A run in ``folder`` (pattern), which goes on where it was and leaves its last checkpoint."""
-    words = [*words, "--epochs", str(epochs), "--resume", "auto"]
-    return Command(title, words, f"{folder}/model/epoch{epochs - 1}.pth.tar", processes)
+def training(title: str, script: ModuleType, words: list[str], processes: int, *unknown: str) -> Command:
+    """A run of ``script``, which goes on where it was and leaves its last checkpoint.
+
+    ``unknown`` are patterns of what its name tells besides its options.
+    """
+    words = [*words, "--resume", "auto"]
+    args = script.make_parser().parse_args(words)
+    leaves = f"log-{args.prefix}/{script.run_name(args, *unknown)}/model/epoch{args.epochs - 1}.pth.tar"
+    return Command(title, [f"{script.__name__}.py", *words], leaves, processes)
 
 
 class Recipe:
@@ -195,25 +221,22 @@ class Recipe:
     ) -> Command:
         """A training of one stream."""
         args, prefix, dataset = self.args, self.seed + prefix, f"{self.args.dataset}{ending}-2clip"
-        words = ["main_nce.py", "--model", model, "--dataset", dataset, *self.contrast(prefix), "-j", "16"]
+        words = ["--model", model, "--dataset", dataset, *self.contrast(prefix), "-j", "16"]
         words += ["--schedule", *schedule, *self.common, *args.pretrain, *self.train_flow[ending]]
-        words += options
+        words += [*options, "--epochs", str(epochs)]
         self.endings[title] = ending
-        run = f"{prefix}{model}_k*_{dataset}-*"
-        return training(title, words, f"log-pretrain/{run}", epochs, args.nproc or args.nce_gpus)
+        return training(title, main_nce, words, args.nproc or args.nce_gpus)
 
     def co_train(self, title: str, ending: str, own: str, other: str) -> str:
         """Train the network of one stream further by the other, both given by title; returns its title."""
         args, prefix, dataset = self.args, f"{self.seed}{title}_", f"{self.args.dataset}-2stream-2clip"
-        words = ["main_coclr.py", "--topk", "5", "--dataset", dataset, *self.contrast(prefix), "-j", "8"]
+        words = ["--topk", "5", "--dataset", dataset, *self.contrast(prefix), "-j", "8"]
         words += ["--reverse"] if ending == FLOW else []
         words += ["--pretrain", self.left[own], self.left[other], "--schedule", *args.coclr_schedule]
         words += [*self.common, *args.pretrain, *args.cotrain, *self.train_flow[ending]]
+        words += ["--epochs", str(args.coclr_epochs)]
         self.endings[title] = ending
-        run = f"{prefix}coclr-*_{dataset}-*"
-        self.run(
-            training(title, words, f"log-pretrain/{run}", args.coclr_epochs, args.nproc or args.coclr_gpus)
-        )
+        self.run(training(title, main_coclr, words, args.nproc or args.coclr_gpus))
         return title
 
     def contrast(self, prefix: str) -> list[str]:
@@ -237,14 +260,13 @@ class Recipe:
             self.run_all([self.ten_crops(title, name) for title in trained])
 
     def test(self, title: str, name: str) -> list[str]:
-        """What all tests of a network on its stream of dataset ``name`` begin with."""
-        dataset = name + self.endings[title]
-        return ["main_classifier.py", "--net", self.args.net, "--dataset", dataset, *CLIP, *self.common]
+        """Options of all tests of a network on its stream of dataset ``name``."""
+        return ["--net", self.args.net, "--dataset", name + self.endings[title], *CLIP, *self.common]
 
     def retrieval(self, title: str, name: str) -> Command:
         """It knows itself whether the features that are there are still those of this checkpoint."""
         tested = "random" if title in RANDOM else self.left[title]
-        words = [*self.test(title, name), "--test", tested, "--retrieval"]
+        words = ["main_classifier.py", *self.test(title, name), "--test", tested, "--retrieval"]
         words += ["--dirname", self.features(title, name).name]
         title = f"retrieval by {title} on {name}{self.endings[title]}"
         return Command(title, words, processes=self.args.nproc or 1)
@@ -258,17 +280,17 @@ class Recipe:
 
     def probe(self, title: str, name: str) -> Command:
         """A linear layer trained on clips."""
-        dataset, prefix = name + self.endings[title], f"{self.seed}Probe-{title}_"
         words = [*self.test(title, name), "--batch_size", "32", "--train_what", "last", *PROBE]
-        words += ["--name_prefix", prefix, "--pretrain", self.left[title]]
-        folder = f"log-linclr/{prefix}{dataset}-*"
-        title = f"linear probe of {title} on {dataset}"
-        return training(title, words, folder, PROBE_EPOCHS, self.args.nproc or 1)
+        words += ["--name_prefix", f"{self.seed}Probe-{title}_", "--pretrain", self.left[title]]
+        words += ["--epochs", str(PROBE_EPOCHS)]
+        title = f"linear probe of {title} on {name}{self.endings[title]}"
+        return training(title, main_classifier, words, self.args.nproc or 1, "*")
 
     def ten_crops(self, title: str, name: str) -> Command:
         """The test of a linear layer trained on clips."""
         probe = self.left[f"linear probe of {title} on {name}{self.endings[title]}"]
-        words = [*self.test(title, name), "--train_what", "last", "--test", probe, "--ten_crop"]
+        words = ["main_classifier.py", *self.test(title, name), "--train_what", "last"]
+        words += ["--test", probe, "--ten_crop"]
         return Command(
             f"ten crops by {title} on {name}", words, f"{probe}-prob-ten.json", self.args.nproc or 1
         )

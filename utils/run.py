@@ -54,6 +54,7 @@ class Run:
             self.resume = newest
         else:
             self.resume = Path(args.resume) if args.resume else None
+        self._agree_on_checkpoint()
         if args.resume == "auto" and not newest:
             log.info("--resume auto: no checkpoint in %s yet, starting anew", self.folder)
         self._scalars: Scalars | None = None  # of the main process
@@ -74,6 +75,22 @@ class Run:
             raise UserError(
                 f"cannot write to {self.folder}: {error.strerror}; choose another place or --prefix"
             ) from error
+
+    def _agree_on_checkpoint(self) -> None:
+        """Raise UserError on every rank where they do not all see the same checkpoint to go on from."""
+        if not dist.is_initialized():
+            return
+        own = None
+        if self.resume and self.resume.is_file():
+            own = f"{self.resume.name} of {self.resume.stat().st_size} bytes"
+        found = [None] * self.world.size
+        dist.all_gather_object(found, own)
+        for rank, other in enumerate(found):
+            if other != found[0]:
+                raise UserError(
+                    f"the processes see different checkpoints to go on from: process 0 {found[0]}, process "
+                    f"{rank} {other}; start all nodes in the same shared folder"
+                )
 
     @contextlib.contextmanager
     def training(self, first_iteration: int) -> Iterator[None]:

@@ -6,6 +6,7 @@ import pytest
 from databases import make_dataset
 from runs import run
 
+import main_classifier
 from scripts import reproduce
 
 RECORDED = {  # options by file
@@ -157,16 +158,73 @@ def run_nothing(together):
     return run
 
 
+def test_runs_of_other_settings_are_not_taken_for_these(cwd, monkeypatch, capsys):
+    monkeypatch.chdir(cwd)
+    done = "log-pretrain/infonce_k4_tiny-2clip-32_s3d_quarter_bs4_lr0.001_seq2_len8_ds1/model/epoch0.pth.tar"
+    for other in (
+        done.replace("k4", "k8"),
+        done.replace("s3d_quarter", "r50"),
+        done.replace("tiny", "a_tiny"),
+    ):
+        (cwd / other).parent.mkdir(parents=True)
+        (cwd / other).touch()
+    assert "done" not in printed(TINY, capsys)
+    (cwd / done).parent.mkdir(parents=True)
+    (cwd / done).touch()
+    shown = printed(TINY, capsys)
+    assert shown.count(f"done: {done}") == 1
+    assert f"--pretrain {done}" in shown
+
+
 def test_several_runs_that_may_be_meant_are_refused(cwd, monkeypatch, capsys):
     monkeypatch.chdir(cwd)
-    for queue in (8, 16):
-        model = cwd / "log-pretrain" / f"infonce_k{queue}_tiny-2clip-32" / "model"
+    (probe,) = (words for title, words in probes_of(printed(TINY, capsys)) if "InfoNCE-RGB on" in title)
+    name = main_classifier.run_name(main_classifier.make_parser().parse_args(probe), "")
+    for start in ("epoch0-aaaaaa", "epoch0-bbbbbb"):
+        model = cwd / f"log-linclr/{name}{start}/model"
         model.mkdir(parents=True)
-        (model / "epoch0.pth.tar").touch()
-    with pytest.raises(SystemExit) as stopped:
-        reproduce.main(TINY)
-    assert stopped.value.code == 2
+        (model / "epoch99.pth.tar").touch()
+    with pytest.raises(SystemExit, match="2"):
+        printed(TINY, capsys)
     assert "all match; move the runs you do not mean away" in capsys.readouterr().err
+
+
+def probes_of(shown: str) -> list[tuple[str, list[str]]]:
+    """Title and options of each linear probe that a dry run shows."""
+    shown = [line for line in shown.splitlines() if line.startswith(("==", "+"))]
+    pairs = zip(shown[::2], shown[1::2], strict=True)
+    return [(title, shlex.split(words)[3:]) for title, words in pairs if title.startswith("== linear probe")]
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["--batch_size 16", "--batch_size 16 -j 4", "--cycles 2 --img_dim 64"],
+)
+def test_values_of_other_options_are_not_numbers_of_processes(words):
+    args, common = reproduce.parse_arguments(["mine", *words.split()])
+    assert args.nproc is None
+    assert set(words.split()) >= set(common)
+    args, _ = reproduce.parse_arguments(["mine", "3", *words.split()])
+    assert args.nproc == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("mine --small 1", "1: what may follow DATASET is NPROC"),
+        ("mine 0", "0: what may follow DATASET is NPROC"),
+        ("mine many", "many: what may follow DATASET"),
+        ("mine 1 2", "2: what may follow DATASET"),
+        ("mine 1 --epochs 3", "--epochs: say --nce_epochs"),
+        ("mine 1 --prefix other", "--prefix: the recipe gives it"),
+        ("mine 1 --lr high", "argument --lr: invalid"),
+    ],
+)
+def test_what_the_recipe_cannot_take_is_refused(words, message, cwd, monkeypatch, capsys):
+    monkeypatch.chdir(cwd)
+    with pytest.raises(SystemExit, match="2"):
+        reproduce.main([*words.split(), "--dry_run"])
+    assert message in capsys.readouterr().err
 
 
 def test_options_of_flow_come_last_in_each_training_of_flow_and_in_no_other(cwd, monkeypatch, capsys):
