@@ -60,7 +60,7 @@ def parse_arguments(words: list[str]) -> tuple[Namespace, list[str]]:
     parser = Parser(" ".join(__doc__.split()), "DATASET [NPROC]")
     # one argument: of two, some versions of Python take the second from behind an option that is not known
     meaning = "name of a dataset; processes of every run"
-    parser.add_argument("what", nargs="+", metavar=("DATASET", "NPROC"), help=meaning)
+    parser.add_argument("what", nargs="+", metavar="DATASET [NPROC]", help=meaning)
     parser.add_argument("--dry_run", action="store_true", help="print the commands, run none")
     add_database_options(parser)
     group = parser.add_argument_group("recipe")
