@@ -36,7 +36,9 @@ def make_parser() -> Parser:
     parser = Parser(__doc__)
     add_model_options(parser, ["coclr"])
     group = parser.add_argument_group("co-training")
-    meaning = "checkpoints of the stream that is trained and of the one that mines; 'random': untrained"
+    meaning = (
+        "checkpoints of the stream that is trained and of the one that mines: paths, URLs, names, 'random'"
+    )
     group.add_argument("--pretrain", nargs=2, metavar=("OWN", "OTHER"), help=meaning)
     group.add_argument("--topk", type=int, default=5, help="neighbours mined per query; 0: siblings only")
     group.add_argument("--reverse", action="store_true", help="train flow and mine with RGB")

@@ -33,7 +33,9 @@ from utils.run import Run
 def make_parser() -> Parser:
     parser = Parser(__doc__)
     add_model_options(parser, list(METHODS))
-    parser.add_argument("--pretrain", metavar="CKPT", help="start from this checkpoint's query encoder")
+    parser.add_argument(
+        "--pretrain", metavar="CKPT", help="start from this one's query encoder: path, URL or name"
+    )
     add_data_options(parser, dataset="ucf101-2clip", clips=2, workers=16)
     add_training_options(parser, wd=1e-5, schedule=[120, 160], prefix="pretrain")
     add_momentum_contrast_options(parser)

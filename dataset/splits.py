@@ -75,6 +75,8 @@ def composed(name: str) -> str:
 
 def ucf101_split(names: Sequence[str], split: int) -> dict[str, list[str]]:
     """UCF101's official split 1-3 by its rule: the test groups are 7 (split - 1) + 1 ... 7 split."""
+    if split > 3:
+        raise UserError(f"UCF101 has the splits 1, 2 and 3, not {split}; check --which_split")
     parts: dict[str, list[str]] = {"train": [], "test": []}
     for name in names:
         match = UCF_NAME.search(name)

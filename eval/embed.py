@@ -154,6 +154,8 @@ def main(argv: list[str] | None = None) -> None:
         return embedded(backbone, param["feature_size"], videos, args, world)
 
     like = open_footage(args.like) if args.like else None  # or refused, before the work
+    if like and len(like) != 1:
+        raise UserError(f"--like {args.like} holds {len(like)} videos; name one of them")
     videos = open_footage(args.videos)
     about = {"videos": content_digest(videos), "weights": digest(path), **settings_of(args)}
     provenance = json.dumps(about)

@@ -14,7 +14,7 @@ from eval.records import append_record
 from utils.errors import UserError, one_line_errors
 from utils.log import log, start_logging
 from utils.metrics import as_text
-from utils.options import Parser, positive_int
+from utils.options import Parser, non_negative_float, positive_int, seed
 from utils.schedule import learning_rate
 
 
@@ -25,12 +25,12 @@ def make_parser() -> Parser:
     parser.add_argument("--epochs", type=positive_int, default=100, help="epochs in all")
     parser.add_argument("--eval_freq", type=positive_int, default=5, help="epochs between tests")
     parser.add_argument("--schedule", type=int, nargs="*", default=(60, 80), help="epochs that drop the rate")
-    parser.add_argument("--lr", type=float, default=1.0, help="learning rate at the start")
-    parser.add_argument("--wd", type=float, default=1e-3, help="weight decay")
+    parser.add_argument("--lr", type=non_negative_float, default=1.0, help="learning rate at the start")
+    parser.add_argument("--wd", type=non_negative_float, default=1e-3, help="weight decay")
     parser.add_argument("--normalize", action="store_true", help="L2-normalise the features")
     parser.add_argument("--final_bn", action="store_true", help="batch norm before the layer")
     parser.add_argument("--verbose", action="store_true", help="say the accuracy at each test")
-    parser.add_argument("--seed", type=int, default=0, help="seed of weights and order")
+    parser.add_argument("--seed", type=seed, default=0, help="seed of weights and order")
     parser.add_argument("--results", default="results.jsonl", help="file that gets a record")
     return parser
 

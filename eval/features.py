@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dataset.catalogue import parse_name
 from eval.records import Provenance, read_json, write_file
+from model.released import fetch
 from model.weights import digest
 from utils.checkpoint import load_saved, save_atomically
 from utils.errors import UserError
@@ -99,11 +100,12 @@ def open_features(args: Namespace) -> tuple[Path, Features, Features]:
 
 
 def find_folder(test: str, dirname: str, dataset: str) -> Path:
-    """The feature folder that ``test`` means: itself, DIRNAME in it, or DIRNAME beside that checkpoint.
+    """The feature folder that ``test`` means: itself, DIRNAME in it, or DIRNAME beside that checkpoint,
+    which may be a URL or the name of a released one.
 
     Raises UserError when there are no features of ``dataset``, or they were made from another checkpoint.
     """
-    path = Path(test)
+    path = fetch(test)
     folders = [path.parent / dirname] if path.is_file() else [path, path / dirname]
     found = [folder for folder in folders if (folder / f"{dataset}_test_feature.pth.tar").is_file()]
     if not found:

@@ -2,7 +2,7 @@
 
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -57,13 +57,14 @@ class Subject(NamedTuple):
     tested_on: str
     split: str
     checkpoint: str
+    settings: str  # those in which the evaluations of a kind differ
 
     def rank(self) -> list[tuple[int, str]]:
         """Sorts rows: by evaluation and data, then from random weights to supervision, one stream to two."""
         evaluation = (self.what, self.tested_on)
         network = (self.pretrained_on, self.method, self.stream)
         ranks = {word: rank for rank, word in enumerate(ORDER)}
-        columns = (*evaluation, *network, self.split, self.checkpoint)
+        columns = (*evaluation, *network, self.split, self.checkpoint, self.settings)
         return [(ranks.get(column.split(",")[0], len(ORDER)), column) for column in columns]
 
 
@@ -111,8 +112,27 @@ def newest(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return list({repr([record.get(name) for name in key]): record for record in records}.values())
 
 
-def subject_of(record: dict[str, Any], mean: bool) -> Subject:
-    """What a record is about; with ``mean`` the same for all checkpoints and splits."""
+def settings_of(record: dict[str, Any]) -> dict[str, Any]:
+    """Settings of an evaluation, those by which its features were made among them."""
+    settings = dict(record.get("settings") or {})
+    return (settings.pop("features", None) or {}) | settings
+
+
+def differing_settings(records: list[dict[str, Any]]) -> dict[str, set[str]]:
+    """Names of the settings in which the records of each kind of evaluation differ."""
+    found: dict[str, dict[str, set[str]]] = {}
+    for record in records:
+        values = found.setdefault(record["what"], {})
+        for name, value in settings_of(record).items():
+            values.setdefault(name, set()).add(repr(value))
+    return {what: {name for name in values if len(values[name]) > 1} for what, values in found.items()}
+
+
+def subject_of(record: dict[str, Any], mean: bool, differing: Collection[str] = ()) -> Subject:
+    """What a record is about; with ``mean`` the same for all checkpoints and splits.
+
+    ``differing`` settings keep records apart.
+    """
     origin = record.get("origin") or {}
     crops = f", {record['crops']} crop" if record.get("crops") else ""
     cycle = f", cycle {origin['cycle']}" if origin.get("cycle") else ""
@@ -125,6 +145,7 @@ def subject_of(record: dict[str, Any], mean: bool) -> Subject:
         tested_on=str(record.get("dataset") or "unknown"),
         split="all" if mean else str(record.get("split") or "unknown"),
         checkpoint="all" if mean else str(record.get("checkpoint")),
+        settings=" ".join(f"{k} {v}" for k, v in settings_of(record).items() if k in differing),
     )
 
 
@@ -144,8 +165,10 @@ def paper_numbers(record: dict[str, Any]) -> dict[str, float | None]:
 def table(records: list[dict[str, Any]], mean: bool) -> Table:
     """Numbers by subject, in order."""
     found: Table = {}
-    for record in newest(records):
-        cells = found.setdefault(subject_of(record, mean), {})
+    records = newest(records)
+    differing = differing_settings(records)
+    for record in records:
+        cells = found.setdefault(subject_of(record, mean, differing[record["what"]]), {})
         paper = paper_numbers(record)
         for number, value in record["numbers"].items():
             cell = cells.setdefault(number, Cell([], record.get("videos"), paper.get(number)))
@@ -161,6 +184,7 @@ def chart(found: Table) -> bytes:
             stage = subject.method.replace(", ", "\n")
             if subject.pretrained_on not in (subject.tested_on, "nothing"):
                 stage += f"\n({subject.pretrained_on})"
+            stage += f"\n{subject.settings}" if subject.settings else ""
             bars = panels.setdefault(f"retrieval on {subject.tested_on}", {}).setdefault(stage, {})
             earlier, _ = bars.get(subject.stream, ([], None))
             values = earlier + cells["R@1"].values
@@ -174,11 +198,12 @@ def as_markdown(found: Table) -> str:
     """A table of classification and one of retrieval."""
     parts = ["±: standard error, of one test by its number of videos, of n tests by how they differ\n"]
     for title, numbers in NUMBERS.items():
-        header = [*(column.replace("_", " ") for column in Subject._fields), *numbers]
+        shown = {subject: cells for subject, cells in found.items() if cells.keys() & set(numbers)}
+        columns = Subject._fields if any(subject.settings for subject in shown) else Subject._fields[:-1]
+        header = [*(column.replace("_", " ") for column in columns), *numbers]
         rows = [
-            [*subject, *(str(cells.get(number, "-")) for number in numbers)]
-            for subject, cells in found.items()
-            if cells.keys() & set(numbers)
+            [*subject[: len(columns)], *(str(cells.get(number, "-")) for number in numbers)]
+            for subject, cells in shown.items()
         ]
         lines = [header, ["---"] * len(header), *rows] if rows else []
         parts.append(f"**{title}** (%)\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines))

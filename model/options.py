@@ -4,6 +4,7 @@ import argparse
 
 from backbone.select_backbone import NETWORKS, feature_shape
 from utils.errors import UserError
+from utils.log import log
 from utils.options import Parser, positive_int
 
 
@@ -35,6 +36,10 @@ def batch_norm_splits(args: argparse.Namespace, processes: int) -> int:
     """
     if args.test:
         raise UserError("--test is not for pretraining; evaluate with main_classifier.py --test CKPT")
+    if args.moco_t <= 0:
+        raise UserError(f"--moco-t {args.moco_t} should be above 0; the paper's is 0.07")
+    if not 0 <= args.moco_m <= 1:
+        raise UserError(f"--moco-m {args.moco_m} should be between 0 and 1; the paper's is 0.999")
     global_batch = args.batch_size * processes
     if args.moco_k % global_batch:
         raise UserError(
@@ -42,6 +47,12 @@ def batch_norm_splits(args: argparse.Namespace, processes: int) -> int:
             f"(--batch_size {args.batch_size} x {processes} processes); change one of them"
         )
     one_process_can_split = processes == 1 and args.batch_size % 2 == 0
+    if processes == 1 and not (one_process_can_split or args.bn_splits):
+        log.warning(
+            "--batch_size %d is odd, so that the batch is normalised in one group instead of two: shuffled "
+            "keys have nothing to hide behind; take an even one",
+            args.batch_size,
+        )
     splits = args.bn_splits or (2 if one_process_can_split else 1)
     if args.batch_size % splits:
         raise UserError(f"--bn_splits {splits} does not divide --batch_size {args.batch_size}")

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from model.classifier import LinearClassifier
+from model.released import fetch
 from utils.checkpoint import TrainState, load_checkpoint
 from utils.errors import UserError
 from utils.log import log
@@ -74,11 +75,14 @@ def part_of_state(checkpoint: Checkpoint, prefix: str) -> dict[str, Tensor]:
 
 
 def load_encoder(encoder: nn.Module, path: str) -> int:
-    """Load ``encoder_q`` of the pretraining checkpoint at ``path`` into ``encoder``; returns its epoch.
+    """Load ``encoder_q`` of a pretraining checkpoint into ``encoder``; returns its epoch.
+
+    Args:
+        path: or a URL, or the name of a released one.
 
     Raises UserError when the file holds no such encoder, or one of another network.
     """
-    checkpoint = load_checkpoint(path)
+    checkpoint = load_checkpoint(fetch(path))
     load_state(encoder, part_of_state(checkpoint, "encoder_q."), checkpoint, path)
     return int(checkpoint.get("epoch", -1))
 

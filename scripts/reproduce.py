@@ -26,7 +26,7 @@ from dataset.catalogue import STREAMS
 from dataset.options import add_database_options
 from dataset.registry import source_options
 from utils.errors import UserError, one_line_errors
-from utils.options import Parser, non_negative_int, positive_int
+from utils.options import Parser, non_negative_int, positive_int, seed
 
 ROOT = Path(__file__).resolve().parent.parent
 PAPER_K400 = {
@@ -83,7 +83,7 @@ def parse_arguments(words: list[str]) -> tuple[Namespace, list[str]]:
         group.add_argument(f"--{name}", type=str.split, default=default, help=meaning)
     meaning = "a linear layer on saved features, minutes instead of hours"
     group.add_argument("--probe", choices=["features"], help=meaning)
-    group.add_argument("--seed", type=non_negative_int, help="the runs of each seed have names of their own")
+    group.add_argument("--seed", type=seed, help="the runs of each seed have names of their own")
     meaning = "commands at the same time, on the same processors or GPUs, where none needs another"
     group.add_argument("--at_once", type=positive_int, default=1, help=meaning)
     known, _ = parser.parse_known_args(words)
@@ -100,8 +100,8 @@ def parse_arguments(words: list[str]) -> tuple[Namespace, list[str]]:
             parser.error(f"{word}: say --nce_epochs, --nce_schedule, --coclr_epochs or --coclr_schedule")
         if word.startswith(("--prefix", "--name_prefix", "--resume")):
             parser.error(f"{word}: the recipe gives it; start it in another folder for other results")
-    seed = [] if args.seed is None else ["--seed", str(args.seed)]
-    return args, [*common, *places(args), *seed]
+    given = [] if args.seed is None else ["--seed", str(args.seed)]
+    return args, [*common, *places(args), *given]
 
 
 def processes(parser: Parser, given: list[str], unknown: list[str]) -> int | None:

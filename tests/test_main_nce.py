@@ -193,6 +193,10 @@ BAD = {
     "no order": (("--rgb_lmdb", "no_order.lmdb"), "no_order.lmdb.*__order__"),
     "fewer than no workers": (("-j", "-1"), "-j/--workers: -1 should be at least"),
     "negative rate": (("--lr", "-0.1"), "--lr: -0.1 should be a number of at least 0"),
+    "temperature": (("--moco-t", "0"), "--moco-t 0.0 should be above 0"),
+    "momentum": (("--moco-m", "1.5"), "--moco-m 1.5 should be between 0 and 1"),
+    "seed": (("--seed", "20240601123456"), "--seed: 20240601123456 should be .* below 2.32"),
+    "nothing to do": (("--start_epoch", "1"), "--start_epoch 1 leaves nothing of --epochs 1"),
     "clips too small": (("--seq_len", "4"), "--seq_len 4 --img_dim 32"),
 }
 
@@ -211,3 +215,6 @@ def test_a_finished_run_is_not_overwritten(cwd, first):
     (cwd / "log-pretrain" / RUN).parent.mkdir()
     shutil.copytree(first, cwd / "log-pretrain" / RUN, copy_function=os.link)
     refused("epoch0.pth.tar exists: --resume auto", *NCE, "--epochs", "1", cwd=cwd)
+    for option, value in (("--seed", "1"), ("--moco_m", "0.5"), ("--bn_bias", "1"), ("--wd", "0.1")):
+        message = f"was trained with {option} .*, not {value}.*; give the same, another --name_prefix"
+        refused(message, *NCE, "--epochs", "2", "--resume", "auto", option, value, cwd=cwd)

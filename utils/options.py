@@ -65,6 +65,14 @@ def non_negative_int(text: str) -> int:
     return value
 
 
+def seed(text: str) -> int:
+    """A seed of random numbers, below 2^32: the seeds of all steps follow from it."""
+    value = int(text)
+    if not 0 <= value < 2**32:
+        raise argparse.ArgumentTypeError(f"{value} should be at least 0 and below 2^32")
+    return value
+
+
 def non_negative_float(text: str) -> float:
     """A finite number of at least 0."""
     value = float(text)
@@ -83,7 +91,7 @@ def add_training_options(parser: Parser, wd: float, schedule: list[int], prefix:
     group.add_argument("--schedule", **drops, help="epochs that drop the rate to 1/10")
     group.add_argument("--cos", action="store_true", help="cosine learning rate instead of --schedule")
     group.add_argument("--wd", type=non_negative_float, default=wd, help="weight decay")
-    group.add_argument("--seed", type=non_negative_int, default=0, help="seed of everything random")
+    group.add_argument("--seed", type=seed, default=0, help="seed of everything random")
     meaning = "go on from this checkpoint, or from the last that the run wrote"
     group.add_argument("--resume", metavar="CKPT|auto", help=meaning)
     group.add_argument("--reset_lr", action="store_true", help="on --resume, take --lr, not its own rate")

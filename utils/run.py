@@ -27,8 +27,8 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # Ctrl-C, schedu
 class Run:
     """A run in ``log-<prefix>/<name>/{model,img}``, which the main process makes and holds alone.
 
-    Raises UserError when it cannot be written, another run holds it, or it has checkpoints and --resume is
-    not given.
+    Raises UserError when it cannot be written, another run holds it, it has checkpoints and --resume is not
+    given, or the processes see different ones.
 
     Attributes:
         folder: the run's folder.
@@ -40,6 +40,10 @@ class Run:
         self.world = world
         self.folder = Path(f"log-{args.prefix}") / name
         self.checkpoints = CheckpointFolder(self.folder / "model")
+        if args.start_epoch >= args.epochs:
+            raise UserError(
+                f"--start_epoch {args.start_epoch} leaves nothing of --epochs {args.epochs} to do"
+            )
         if world.is_main:
             self._hold_folder()
         newest = self.checkpoints.newest()
@@ -80,10 +84,10 @@ class Run:
         """Raise UserError on every rank where they do not all see the same checkpoint to go on from."""
         if not dist.is_initialized():
             return
-        own = None
+        own = "none"
         if self.resume and self.resume.is_file():
             own = f"{self.resume.name} of {self.resume.stat().st_size} bytes"
-        found = [None] * self.world.size
+        found = [own] * self.world.size
         dist.all_gather_object(found, own)
         for rank, other in enumerate(found):
             if other != found[0]:

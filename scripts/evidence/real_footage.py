@@ -4,10 +4,11 @@
 
 FOLDER holds SET/CLASS/VIDEO and SET_splits/{trainlist,testlist}01.txt. Runs scripts/reproduce.py on all sets
 together, whose test videos are kept out; its retrieval and linear probe are then repeated within each set, as
-telling the sets apart is no merit. Stopped at any point, the same command goes on. Everything is written to
-the current folder; results.md is the table.
+telling the sets apart is no merit. Stopped at any point, the same command goes on. Data are written to
+$COCLR_DATA or ./data, everything else to the current folder; results.md is the table.
 """
 
+import os
 from pathlib import Path
 
 from dataset.catalogue import STREAMS
@@ -80,7 +81,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("sets", nargs="+", metavar="SET", help="names of sets")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the trainings")
     args = parser.parse_args(argv)
-    footage, data = Path("data") / f"{NAME}-videos", Path("data") / NAME
+    root = Path(os.environ.get("COCLR_DATA", "data"))
+    footage, data = root / f"{NAME}-videos", root / NAME
     link_videos(args.folder, args.sets, footage)
     prepare.main([NAME, "--videos", str(footage), "--out", str(data), *PREPARE])
     for seed in args.seeds:

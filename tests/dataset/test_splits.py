@@ -43,6 +43,11 @@ def test_foreign_name_is_not_ucf101():
         ucf101_split(["juggling/clip_7"], 1)
 
 
+def test_ucf101_has_three_splits():
+    with pytest.raises(UserError, match="1, 2 and 3, not 4; check --which_split"):
+        ucf101_split(UCF, 4)
+
+
 def test_clips_of_one_group_share_their_source():
     ids = source_ids(UCF)
     assert ids[0] == ids[1]

@@ -125,6 +125,7 @@ BAD = {
     "gallery of nothing": (("--gallery", "g.html"), "--gallery shows what --like FILE finds"),
     "no such query": (("--like", "nowhere.mp4"), "nowhere.mp4"),
     "broken query": (("--like", "videos/broken.mp4"), "no video of videos/broken.mp4 can be decoded"),
+    "several queries": (("--like", "videos"), "--like videos holds . videos; name one"),
     "no such weights": (("--weights", "nowhere.tar"), "no checkpoint at nowhere.tar"),
     "place": (("--out", "a.tar/features.npz"), "a.tar: Not a directory; .*--out"),
     "place of gallery": (

@@ -120,3 +120,7 @@ def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="2"):
         feature_linear_probe.main(["--dataset", "tiny", "--test", "nowhere"])
     assert capsys.readouterr().err.startswith("error: no features of tiny in nowhere")
+    for option in ("--lr", "--wd"):
+        with pytest.raises(SystemExit, match="2"):
+            feature_linear_probe.main(["--test", "nowhere", option, "-1"])
+        assert f"{option}: -1 should be a number of at least 0" in capsys.readouterr().err

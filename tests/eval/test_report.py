@@ -63,6 +63,30 @@ def test_mean_and_spread_over_checkpoints_and_splits(tmp_path, monkeypatch, caps
     assert "| all | all | 53.0 ± 1.7 (n=3) (paper 53.3, -0.3) |" in (tmp_path / "out/table.md").read_text()
 
 
+def test_settings_that_differ_keep_rows_apart(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    probe = RETRIEVAL | {"what": "feature probe"}
+    probes = [
+        probe
+        | {
+            "checkpoint": f"{i}.tar",
+            "settings": {"lr": lr, "wd": 0.001, "features": {"net": net}},
+            "numbers": {"top1": value},
+        }
+        for i, (lr, net, value) in enumerate([(1.0, "s3d", 60.0), (0.01, "s3d", 20.0), (0.01, "r50", 30.0)])
+    ]
+    write(tmp_path / "results.jsonl", RETRIEVAL, *probes)
+    report.main(["--mean"])
+    rows = capsys.readouterr().out.splitlines()
+    assert [row.split(" | ")[7:9] for row in rows if row.startswith("| feature probe")] == [
+        ["net r50 lr 0.01", "30.0"],
+        ["net s3d lr 0.01", "20.0"],
+        ["net s3d lr 1.0", "60.0"],
+    ]
+    (tests,) = (row for row in rows if row.startswith("| retrieval"))
+    assert tests.split(" | ")[6:8] == ["all", "52.0 (paper 53.3, -1.3)"]  # no column where none differ
+
+
 def test_a_single_test_has_the_error_of_its_videos(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "results.jsonl", RETRIEVAL | {"videos": 256, "numbers": {"R@1": 20.0}})

@@ -28,8 +28,13 @@ def test_groups_of_batch_norm(words, processes, splits):
     assert vars(args) == before
 
 
-def test_odd_batch_of_one_process_is_one_group():
-    assert batch_norm_splits(parse("--moco-k 63 --seq_len 8 --img_dim 32 --batch_size 9"), 1) == 1
+def test_odd_batch_of_one_process_is_one_group_and_that_is_said(caplog):
+    words = "--moco-k 63 --seq_len 8 --img_dim 32 --batch_size 9"
+    assert batch_norm_splits(parse(words), 1) == 1
+    assert "--batch_size 9 is odd" in caplog.text
+    caplog.clear()
+    assert batch_norm_splits(parse(f"{words} --bn_splits 1"), 1) == 1  # as was asked for
+    assert not caplog.text
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,9 @@ import torch
 from file_server import serving
 
 from backbone.select_backbone import select_backbone
+from eval.features import Features, find_folder, save_features
 from model.released import RELEASED, fetch
+from model.weights import digest, load_encoder
 from utils.errors import UserError
 
 ROOT = Path(__file__).parent.parent.parent
@@ -43,6 +45,22 @@ def test_released_name_is_downloaded_once(server, tmp_path):
         assert fetch(name, offline=True) == path
     assert server.requests == list(RELEASED.values())
     assert files_in(tmp_path / "cache") == sorted(RELEASED.values())
+
+
+def test_pretraining_starts_from_a_released_name(server, tmp_path):
+    encoder = torch.nn.Linear(2, 1)
+    state = {f"encoder_q.{name}": torch.full_like(value, 3) for name, value in encoder.state_dict().items()}
+    server.files = {RELEASED["InfoNCE-ucf101-rgb"]: checkpoint(state_dict=state, epoch=399)}
+    assert load_encoder(encoder, "InfoNCE-ucf101-rgb") == 399
+    assert encoder.bias.item() == 3
+
+
+def test_features_beside_a_released_file_are_found_by_its_name(server, tmp_path):
+    server.files = {RELEASED["CoCLR-ucf101-rgb"]: checkpoint()}
+    folder = fetch("CoCLR-ucf101-rgb").parent / "feature"
+    part = Features(torch.eye(2), torch.zeros(2, dtype=torch.long), ["A/a", "A/b"])
+    save_features(folder, "tiny", {"test": part}, {"sha256": digest(fetch("CoCLR-ucf101-rgb"))})
+    assert find_folder("CoCLR-ucf101-rgb", "feature", "tiny") == folder
 
 
 def test_url_and_path(server, tmp_path):

@@ -21,6 +21,7 @@ OPTIONS = {
     "resume": None,
     "seed": 3,
     "precision": "fp32",
+    "start_epoch": 0,
     "epochs": 4,
     "schedule": [1],
     "cos": False,

@@ -17,7 +17,7 @@ WORLD = World(0, 1, torch.device("cpu"))
 
 
 def options(**given):
-    defaults = {"prefix": "x", "resume": None, "epochs": 6, "save_freq": 2, "batch_size": 1}
+    defaults = {"prefix": "x", "resume": None, "start_epoch": 0, "epochs": 6, "save_freq": 2, "batch_size": 1}
     return argparse.Namespace(**defaults | given)
 
 
@@ -73,6 +73,30 @@ def test_which_checkpoint_is_meant(folder, caplog):
         Run(options(), "a", WORLD)
     assert Run(options(resume="auto"), "a", WORLD).resume.name == "epoch1.pth.tar"
     assert str(Run(options(resume="other.tar"), "a", WORLD).resume) == "other.tar"
+
+
+@pytest.mark.parametrize("other", ["none", "epoch1.pth.tar of 3 bytes"])
+def test_processes_that_see_different_checkpoints_are_refused(folder, monkeypatch, other):
+    """As in folders of their own, on two machines."""
+    (folder / "model").mkdir(parents=True)
+    (folder / "model/epoch1.pth.tar").write_bytes(b"12")
+
+    def gather(found, own):
+        found[:] = [own, other]
+
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.all_gather_object", gather)
+    here = rf"process 0 epoch1.pth.tar of 2 bytes, process 1 {other}; .*shared folder"
+    with pytest.raises(UserError, match=here):
+        Run(options(resume="auto"), "a", World(0, 2, WORLD.device))
+    other = "epoch1.pth.tar of 2 bytes"
+    assert Run(options(resume="auto"), "a", World(0, 2, WORLD.device)).resume.name == "epoch1.pth.tar"
+
+
+def test_nothing_left_to_train_is_refused(folder):
+    with pytest.raises(UserError, match="--start_epoch 6 leaves nothing of --epochs 6"):
+        Run(options(start_epoch=6), "a", WORLD)
+    assert not folder.exists()
 
 
 def test_other_processes_write_nothing(tmp_path):
