@@ -35,12 +35,23 @@ IMAGE = re.compile(
 
 @dataclass(frozen=True)
 class Video:
-    """One video: ``name`` is its relative path without the suffix, "class/video"; ``path`` a video file or a
-    folder of frames; ``size`` the bytes of the file, the number of images in a folder."""
+    """One video.
+
+    Attributes:
+        name: its relative path without the suffix, "class/video".
+        path: a video file or a folder of frames.
+        size: bytes of the file, or of all images of the folder.
+        images: their number, 0 for a file.
+    """
 
     name: str
     path: str
     size: int = 0
+    images: int = 0
+
+    def has_size(self, noted: int | None) -> bool:
+        """Whether it is of the size that was ``noted``: earlier versions noted the number of images."""
+        return noted == self.size or 0 < self.images == noted
 
 
 @dataclass
@@ -63,7 +74,7 @@ def find_videos(folder: Path, in_classes: bool = False) -> Footage:
     videos: dict[str, Video] = {}
     footage = Footage(folder)
 
-    def add(name: str, path: str, size: int) -> None:
+    def add(name: str, path: str, size: int, images: int = 0) -> None:
         name = composed(name)
         if name in videos:
             reason = f"another video has this name: {videos[name].path} is taken"
@@ -73,12 +84,12 @@ def find_videos(folder: Path, in_classes: bool = False) -> Footage:
         elif name.encode(errors="ignore").decode().splitlines() != [name]:  # lines, or not UTF-8 on the disk
             footage.left_out[ascii(name)] = "a list of names cannot hold these characters; rename it"
         else:
-            videos[name] = Video(name, path, size)
+            videos[name] = Video(name, path, size, images)
 
     def look_into(path: str, name: str, above: set[tuple[int, int]]) -> bool:
         """Add what is in a folder, itself too if it holds extracted frames; whether that is anything."""
         others: Counter = Counter()
-        images = 0
+        images, size = 0, 0
         found = False
         for entry in _entries(path):
             below = f"{name}/{entry.name}" if name else entry.name
@@ -98,13 +109,14 @@ def find_videos(folder: Path, in_classes: bool = False) -> Footage:
                 footage.left_out[ascii(below)[1:-1]] = f"cannot read {entry.path}: {error.strerror}"
                 continue
             if suffix.lower() in NO_VIDEOS:
-                images += bool(IMAGE.match(entry.name))
+                if IMAGE.match(entry.name):
+                    images, size = images + 1, size + status.st_size
                 others[suffix.lower()] += 1
             else:
                 add(stem, entry.path, status.st_size)
                 found = True
         if images and not found and name:
-            add(name, path, images)
+            add(name, path, size, images)
             return True
         footage.ignored += others
         return found

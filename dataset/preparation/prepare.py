@@ -124,13 +124,13 @@ def finished_videos(plan: Plan) -> set[str]:
             raise UserError(f"{plan.out} holds databases that were not made by this command; choose another")
         return set()
     compare_options(report["options"], plan)
-    sizes = {video.name: video.size for video in plan.footage.videos}
+    videos = {video.name: video for video in plan.footage.videos}
     names = plan.prepared_names()
-    gone = names - sizes.keys()
+    gone = names - videos.keys()
     if gone:
         here = f"{len(gone)} videos that {plan.footage.folder} lacks, e.g. {min(gone)}"
         raise UserError(f"{plan.out} holds {here}; it was made from {report['source']}: choose another --out")
-    return {name for name in names if report["source_bytes"].get(name) == sizes[name]}
+    return {name for name in names if videos[name].has_size(report["source_bytes"].get(name))}
 
 
 def claim(plan: Plan) -> None:

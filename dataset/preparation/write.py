@@ -62,7 +62,7 @@ def read_notes(folder: Path, videos: Iterable[Video]) -> dict[str, dict]:
         path = done_path(folder, video.name, "json")
         if path.name in present:
             note = json.loads(path.read_text(encoding="utf-8"))
-            if note["source_bytes"] == video.size:
+            if video.has_size(note["source_bytes"]):
                 notes[video.name] = note
     return notes
 

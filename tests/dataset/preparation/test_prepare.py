@@ -556,3 +556,21 @@ def test_an_order_of_the_classes_of_ones_own_stays(footage, undisturbed, tmp_pat
     (out / "classes.txt").unlink()
     assert run(footage, out).returncode == 0
     assert (out / "classes.txt").read_text(encoding="utf-8").split() == ["Run", "Walk", "ärger"]
+
+
+def test_frames_that_were_replaced_are_prepared_anew(tmp_path):
+    videos, out = tmp_path / "frames", tmp_path / "out"
+    for name in ("a/x", "a/y"):
+        extract_frames(videos / name, flow="pairs")
+    assert run(videos, out).returncode == 0
+    before = databases(out)
+    for path in (videos / "a/x").glob("image_*"):
+        path.write_bytes(cv2.imencode(".jpg", np.zeros((48, 64, 3), np.uint8))[1].tobytes())
+    result = run(videos, out)
+    assert result.returncode == 0, result.stderr
+    assert "2 videos, 1 of them done before" in result.stderr
+    assert databases(out) != before
+    report = json.loads((out / "prepared.json").read_text())
+    images = {name: len(list((videos / name).iterdir())) for name in report["source_bytes"]}
+    (out / "prepared.json").write_text(json.dumps(report | {"source_bytes": images}))  # as earlier versions
+    assert "is finished: 2 videos" in run(videos, out).stderr
