@@ -37,7 +37,11 @@ class LmdbFile:
             raise ValueError(f"cut short: {self._size} of {(pages - SPARE_PAGES) * self.page_size} bytes")
 
     def __reduce__(self):
-        return LmdbFile, (self.path,)
+        return _open_same, (self.path, self._identity())
+
+    def _identity(self) -> tuple[int, int]:
+        status = os.fstat(self._file.fileno())
+        return status.st_size, status.st_mtime_ns
 
     def read(self, offset: int, size: int) -> bytes:
         """That part of the file; ValueError where the file ends before it does."""
@@ -75,6 +79,14 @@ class LmdbFile:
                 low, high = struct.unpack_from("<IH", page, below)
                 number = low | high << 32
         raise ValueError(f"page {number} is damaged")
+
+
+def _open_same(path: str, identity: tuple[int, int]) -> LmdbFile:
+    """Open a file again in another process; OSError where another one has taken its name."""
+    file = LmdbFile(path)
+    if file._identity() != identity:
+        raise OSError(f"{path} was replaced while it was in use; start again")
+    return file
 
 
 class Value:

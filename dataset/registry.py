@@ -124,8 +124,27 @@ def locate(
             remedy = f"set --data_root, $COCLR_DATA or {options}, or make one by 'python -m dataset.prepare'"
             raise UserError(f"no {STREAMS[stream].label} {absent}; {remedy}")
         path = places[kind]
-        found[stream] = kind, _folder_of(part, dataset, path) if SOURCES[kind].is_footage else path
+        if SOURCES[kind].is_footage:
+            path = _folder_of(part, dataset, path)
+        elif given.get(f"{stream}_{kind}"):
+            path = _database_of(part, dataset, path, f"--{stream}_{kind}")
+        found[stream] = kind, path
     return found
+
+
+def _database_of(part: str, dataset: DatasetName, path: Path, option: str) -> Path:
+    """The database of a part, where ``option`` names that of one; UserError where it cannot be that."""
+    folder = path.parent
+    if folder.name in PART_FOLDERS.values():
+        path = folder.parent / PART_FOLDERS[part] / path.name
+        if not path.exists():
+            raise UserError(f"{option} names a database in {folder}, but the other part is not at {path}")
+    elif dataset.facts.in_parts and part == "test":
+        raise UserError(
+            f"{option} {path} is one database, and {dataset.base} has one of each part: put them into "
+            f"{' and '.join(f'{name}/' for name in PART_FOLDERS.values())}, and name either"
+        )
+    return path
 
 
 def _folder_of(part: str, dataset: DatasetName, folder: Path) -> Path:
@@ -152,6 +171,7 @@ def open_videos(
     stores = {stream: SOURCES[kind].open(path) for stream, (kind, path) in places.items()}
     position = {stream: {video: i for i, video in enumerate(store.names)} for stream, store in stores.items()}
     first = next(iter(stores))
+    source = dict(zip(stores[first].names, source_ids(stores[first].names), strict=True))
     names = [video for video in stores[first].names if all(video in p for p in position.values())]
     names, classes, origin = _split(dataset, part, split, names, *places[first], root)
     log.info("%s %s: %d videos (%s)", name, part, len(names), origin)
@@ -167,7 +187,8 @@ def open_videos(
         log.info("%s %s: left out %d videos too short for %s, or unreadable", name, part, too_short, clip)
     number = {label: i for i, label in enumerate(classes)}
     labels = np.array([number.get(class_of(video), 0) for video in names], dtype=np.int64)
-    videos = Videos(stores, names, positions, frames, labels, np.array(source_ids(names)), classes, too_short)
+    sources = np.array([source[video] for video in names])
+    videos = Videos(stores, names, positions, frames, labels, sources, classes, too_short)
     return videos.subset(np.flatnonzero(keep))
 
 
@@ -178,8 +199,9 @@ def _split(
     database, or where ``prepare`` looks for those of footage."""
     is_footage = SOURCES[kind].is_footage
     part_folder = path if is_footage else path.parent
-    lies_apart = part_folder.name in PART_FOLDERS.values()
-    dataset_folder = part_folder.parent if lies_apart else part_folder
+    has_part_name = part_folder.name in PART_FOLDERS.values()
+    lies_apart = has_part_name or dataset.facts.in_parts
+    dataset_folder = part_folder.parent if has_part_name else part_folder
     lists_folder = part_folder
     if is_footage:
         lists_folder = find_lists(dataset_folder, None) or data_root / dataset.base
@@ -196,6 +218,8 @@ def _split(
         classes = class_list(lists_folder, everything, everything)
     if not classes and part == "test":
         raise UserError(f"{dataset.base} has no test part and no labels: not all videos lie in class folders")
+    if lies_apart and split != 1:
+        raise UserError(f"{dataset.base} has one split, in train/ and val/, not --which_split {split}")
     if lies_apart or not classes:
         origin = f"all in {part_folder}"
         return names, classes, origin if classes else f"{origin}, without labels"

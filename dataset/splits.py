@@ -54,7 +54,7 @@ def read_classes(folder: Path, names: Sequence[str]) -> list[str]:
 
 
 def source_ids(names: Sequence[str]) -> list[int]:
-    """Id of the recording each video was cut from: one for a group of UCF101, else one per video."""
+    """Id of the recording each video was cut from, its rank among them: a group of UCF101, else the video."""
     matches = [UCF_NAME.search(name) for name in names]
     sources = [match["source"] if match else name for match, name in zip(matches, names, strict=True)]
     return np.unique(sources, return_inverse=True)[1].tolist()
@@ -162,7 +162,7 @@ def read_lists(folder: Path, split: int, names: Iterable[str]) -> tuple[dict[str
 
     Raises UserError for one that cannot be read, or that stands alone.
     """
-    lists = [found for found in find_split_lists(folder) if found.split == split or found.kind == "split.csv"]
+    lists = [found for found in find_split_lists(folder) if found.split == split]
     if not lists:
         return None
     kind = min((found.kind for found in lists), key=list(LISTS).index)

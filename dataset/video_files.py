@@ -136,16 +136,16 @@ def complete_index(folder: Path, videos: Sequence[Video]) -> dict[str, Entry]:
 
 def read_index(folder: Path, videos: Sequence[Video]) -> dict[str, Entry]:
     """The entries of those ``videos`` that have not changed since, by name."""
-    found: dict[str, Entry] = {}
+    current = {}
     for path in index_places(folder):
+        found: dict[str, Entry] = {}
         if path.is_file():
             with contextlib.suppress(ValueError):  # damaged: it is made anew
-                found |= json.loads(path.read_bytes())
-    current = {}
-    for video in videos:
-        entry = found.get(video.name, {})
-        if all(entry.get(key) == value for key, value in state_of(video.path).items()):
-            current[video.name] = entry
+                found = json.loads(path.read_bytes())
+        for video in videos if found else ():
+            entry = found.get(video.name, {})
+            if all(entry.get(key) == value for key, value in state_of(video.path).items()):
+                current[video.name] = entry
     return current
 
 

@@ -13,6 +13,7 @@ from model.released import fetch
 from model.weights import digest
 from utils.checkpoint import load_saved, save_atomically
 from utils.errors import UserError
+from utils.files import lock
 from utils.log import log
 from utils.options import Parser
 
@@ -58,13 +59,18 @@ def are_current(folder: Path, dataset: str, provenance: Provenance) -> bool:
 
 
 def save_features(folder: Path, dataset: str, parts: dict[str, Features], provenance: Provenance) -> None:
-    """Write the features of each part, then their provenance: a half-written set is not taken for whole."""
-    write_file(provenance_path(folder, dataset), "{}")
-    for part, content in parts.items():
-        save_atomically(content.features, folder / f"{dataset}_{part}_feature.pth.tar")
-        save_atomically(content.labels, folder / f"{dataset}_{part}_label.pth.tar")
-        write_file(folder / f"{dataset}_{part}_names.json", json.dumps(content.names))
-    write_file(provenance_path(folder, dataset), json.dumps(provenance, indent=1))
+    """Write the features of each part, then their provenance: a half-written set is not taken for whole.
+
+    One process at a time writes to a folder.
+    """
+    write_file(provenance_path(folder, dataset), "{}")  # makes the folder, or says why not
+    with lock(folder / ".lock"):
+        write_file(provenance_path(folder, dataset), "{}")
+        for part, content in parts.items():
+            save_atomically(content.features, folder / f"{dataset}_{part}_feature.pth.tar")
+            save_atomically(content.labels, folder / f"{dataset}_{part}_label.pth.tar")
+            write_file(folder / f"{dataset}_{part}_names.json", json.dumps(content.names))
+        write_file(provenance_path(folder, dataset), json.dumps(provenance, indent=1))
 
 
 def load_features(folder: Path, dataset: str, part: str) -> Features:
@@ -113,6 +119,9 @@ def find_folder(test: str, dirname: str, dataset: str) -> Path:
             f"no features of {dataset} in {folders[0]}; make them by "
             f"'python main_classifier.py --dataset {dataset} --test CKPT --retrieval'"
         )
+    is_noted = provenance_path(found[0], dataset)
+    if is_noted.is_file() and not read_json(is_noted):
+        raise UserError(f"the features of {dataset} in {found[0]} are half-written; make them by --retrieval")
     saved = read_provenance(found[0], dataset)
     if path.is_file() and saved.get("sha256") != digest(path):
         raise UserError(

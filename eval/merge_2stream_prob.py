@@ -124,15 +124,24 @@ def folder_of(path: str, dirname: str, datasets: tuple[str, str]) -> tuple[Path,
     """Feature folder and the name of the dataset in it, the first of ``datasets`` that is there."""
     try:
         return find_folder(path, dirname, datasets[0]), datasets[0]
-    except UserError:
-        return find_folder(path, dirname, datasets[1]), datasets[1]
+    except UserError as error:
+        try:
+            return find_folder(path, dirname, datasets[1]), datasets[1]
+        except UserError:
+            raise error from None
 
 
 def merged_provenance(streams: list[Provenance], paths: list[str], mode: str) -> Provenance:
-    """The provenance of two merged streams, as far as known; UserError where their splits differ."""
+    """The provenance of two merged streams, as far as known.
+
+    Raises UserError where their splits differ, or they are of the same stream.
+    """
     splits = {stream["split"] for stream in streams if stream.get("split")}
     if len(splits) > 1:
         raise UserError(f"{paths[0]} and {paths[1]} are of different splits: {min(splits)} and {max(splits)}")
+    kinds = [stream.get("stream") for stream in streams]
+    if kinds[0] and kinds[0] == kinds[1]:
+        raise UserError(f"{paths[0]} and {paths[1]} are both of {kinds[0]}; give one of RGB and one of flow")
     origins = [stream.get("origin") or {} for stream in streams]
     methods = dict.fromkeys(origin.get("method", "unknown") for origin in origins)
     checkpoints = [stream.get("checkpoint", path) for stream, path in zip(streams, paths, strict=True)]

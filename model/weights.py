@@ -21,7 +21,7 @@ RANDOM = {"method": "random", "pretrained_on": "nothing", "pretrain_epoch": -1}
 UNKNOWN = {"method": "unknown", "pretrained_on": "unknown", "pretrain_epoch": -1}
 
 # those that its name does not tell and that are the same to its end
-OPTIONS_OF_A_RUN = ("seed", "wd", "moco_m", "moco_t", "bn_bias", "hide_self")
+OPTIONS_OF_A_RUN = ("pretrain", "seed", "wd", "moco_m", "moco_t", "bn_bias", "hide_self")
 
 # for checkpoints that do not say it, the original's and those of earlier versions: the first whose mark is in
 # a key
@@ -105,10 +105,12 @@ def resume(state: TrainState, path: Path, processes: int, args: Namespace) -> No
     checkpoint = load_checkpoint(path)
     saved = checkpoint.get("options", {})
     for name in OPTIONS_OF_A_RUN if args.resume == "auto" else ():
-        if name in saved and saved[name] != getattr(args, name):
+        there, here = saved.get(name), getattr(args, name, None)
+        if name in saved and here is not None and there != here:
+            there, here = (" ".join(value) if isinstance(value, list) else value for value in (there, here))
             raise UserError(
-                f"{path} was trained with --{name} {saved[name]}, not {getattr(args, name)}; give the same, "
-                "another --name_prefix for a new run, or --resume FILE to go on from it all the same"
+                f"{path} was trained with --{name} {there}, not {here}; give the same, another --name_prefix "
+                "for a new run, or --resume FILE to go on from it all the same"
             )
     load_state(state.model, checkpoint["state_dict"], checkpoint, path)
     state.restore(checkpoint, path, processes, args.reset_lr)
@@ -123,7 +125,10 @@ def has_classifier(checkpoint: Checkpoint) -> bool:
 def check_classes(checkpoint: Checkpoint, classes: list[str], path: str | Path) -> None:
     """Raise UserError unless the checkpoint's classifier was trained on this very list of classes."""
     state = checkpoint["state_dict"]
-    number = next(len(value) for key, value in state.items() if re.fullmatch(r"final_fc\.\d\.weight", key))
+    weights = (value for key, value in state.items() if re.fullmatch(r"final_fc\.\d\.weight", key))
+    number = next(map(len, weights), None)
+    if number is None:
+        raise UserError(f"{path} has no final_fc.N.weight; it is not a classifier of this project")
     if number != len(classes):
         raise UserError(
             f"{path} tells {number} classes apart, the dataset has {len(classes)}; check --dataset"

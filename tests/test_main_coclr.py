@@ -99,6 +99,9 @@ def test_stopped_co_training_resumes_exactly(cwd):
         done = process.finish()
     assert done.returncode == 128 + signal.SIGTERM, done.stderr
     assert "--resume auto goes on from there" in done.stderr
+    other = ("--pretrain", "random", "random", "--resume", "auto")
+    message = "was trained with --pretrain rgb.tar flow.tar, not random random; give the same"
+    refused(message, *COCLR, "--epochs", "2", *other, cwd=cwd)
     run_ok(*COCLR, *options, "--epochs", "2", "--resume", "auto", cwd=cwd)
     assert losses(folder) == losses(whole)
     assert sorted(losses(whole)) == list(range(2, 8)), "two steps fill the queue"

@@ -95,6 +95,7 @@ def load_optimizer_state(
 ) -> None:
     """Load a state saved with a group per parameter (of all, or the trainable ones) into grouped parameters.
 
+    Moments get the memory layout of their parameters, which fused optimisers take for granted.
     Hyperparameters stay those of ``optimizer``. Raises UserError when the saved state does not fit.
     """
     ids = [i for group in saved["param_groups"] for i in group["params"]]
@@ -112,8 +113,15 @@ def load_optimizer_state(
         if any(isinstance(v, Tensor) and v.dim() > 0 and v.shape != parameter.shape for v in entry.values()):
             raise UserError(f"{path}: its optimiser state does not fit the model; it belongs to another")
         if entry:
-            state[i] = entry
+            state[i] = {name: _laid_out(value, parameter) for name, value in entry.items()}
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+
+def _laid_out(value: Any, parameter: Tensor) -> Any:
+    """A tensor of the shape of ``parameter`` in the memory layout of that; anything else as it is."""
+    if not isinstance(value, Tensor) or value.dim() == 0:
+        return value
+    return torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)
 
 
 @dataclass

@@ -81,6 +81,14 @@ def non_negative_float(text: str) -> float:
     return value
 
 
+def positive_float(text: str) -> float:
+    """A finite number above 0."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} should be a number above 0")
+    return value
+
+
 def add_training_options(parser: Parser, wd: float, schedule: list[int], prefix: str) -> None:
     """How long and at which rate to train, where results go, how to compute; defaults are of one command."""
     group = parser.add_argument_group("training")

@@ -39,7 +39,7 @@ from utils.cores import available_cores
 from utils.errors import UserError, one_line_errors
 from utils.files import write_if_changed
 from utils.log import log, start_logging
-from utils.options import Parser, positive_int
+from utils.options import Parser, positive_float, positive_int
 from utils.processes import local_processes, process_ranks
 
 
@@ -72,7 +72,10 @@ class Plan:
     def read_report(self) -> dict:
         """prepared.json, which says that the databases are finished; empty without it."""
         path = self.out / "prepared.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        try:
+            return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        except ValueError as error:
+            raise UserError(f"{path} is damaged ({error}); remove it, and all is prepared anew") from error
 
     def prepared_names(self) -> set[str]:
         """The videos that all of the databases hold; none where one is missing."""
@@ -225,17 +228,14 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     streams = ("rgb,flow", "rgb", "flow")
     parser.add_argument("--streams", default=streams[0], choices=streams, help="what to make")
     parser.add_argument("--flow", default="tvl1", choices=tuple(METHODS), help="dis is several times as fast")
-    parser.add_argument("--bound", type=float, default=20.0, help="flow is clipped to this many pixels")
+    parser.add_argument("--bound", type=positive_float, default=20.0, help="pixels to which flow is clipped")
     parser.add_argument("--short_side", type=positive_int, help="scale the shorter side to so many pixels")
-    parser.add_argument("--fps", type=float, help="leave out frames down to this rate")
+    parser.add_argument("--fps", type=positive_float, help="leave out frames down to this rate")
     quality = {"choices": range(1, 101), "metavar": "1-100"}
     parser.add_argument("--quality", type=int, default=90, help="of the JPEGs", **quality)
     cores = available_cores() // local_processes()
     parser.add_argument("-j", "--jobs", type=positive_int, default=max(1, cores), help="processes")
     args = parser.parse_args(argv)
-    for option in ("bound", "fps"):
-        if getattr(args, option) is not None and not getattr(args, option) > 0:
-            parser.error(f"--{option} {getattr(args, option)} should be more than 0")
     return args
 
 

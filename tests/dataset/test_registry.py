@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from databases import both_light, make_dataset, open_tiny
+from databases import both_light, jpeg, make_dataset, open_tiny, write_database
 
 from dataset.clip_dataset import ClipDataset
 from dataset.registry import open_videos
@@ -61,6 +61,35 @@ def test_kinetics_has_a_database_per_part(tmp_path):
     assert len(train) == 12
     assert sorted(train.sources) == list(range(12)), "every video is its own source"
     assert len(open_videos("k400", "test", 4, 1, tmp_path)) == 6
+
+
+def test_a_database_that_is_named_stands_for_its_part(tmp_path):
+    for part, number in (("train", 4), ("val", 2)):
+        make_dataset(tmp_path / "ssd" / part, per_class=number)
+    given = {"rgb_lmdb": str(tmp_path / "ssd/train/rgb.lmdb")}
+    for name in ("k400", "mine"):
+        parts = [open_videos(name, part, 4, 1, tmp_path, given) for part in ("train", "test")]
+        assert list(map(len, parts)) == [12, 6]
+    with pytest.raises(UserError, match="k400 has one split, in train/ and val/, not --which_split 2"):
+        open_videos("k400", "train", 4, 1, tmp_path, given, split=2)
+    (tmp_path / "ssd/val/rgb.lmdb").unlink()
+    with pytest.raises(UserError, match=r"--rgb_lmdb names .*train, but the other part is not at .*val"):
+        open_videos("k400", "test", 4, 1, tmp_path, given)
+    given = {"rgb_lmdb": str(shutil.move(given["rgb_lmdb"], tmp_path / "k400_train.lmdb"))}
+    assert len(open_videos("k400-2clip", "train", 4, 1, tmp_path, given)) == 12  # no even split
+    with pytest.raises(UserError, match=r"--rgb_lmdb .* is one database, and k400 has one of each part"):
+        open_videos("k400", "test", 4, 1, tmp_path, given)
+
+
+def test_sources_are_ranked_among_all_parts(tmp_path):
+    """As the ids in a checkpoint of the original are."""
+    names = [f"{label}/v_{label}_g{g:02d}_c01" for label in ("A", "B") for g in (1, 8, 9)]
+    record = [jpeg(np.full((48, 64, 3), 40, np.uint8))] * 16
+    write_database(tmp_path / "ucf101/rgb.lmdb", dict.fromkeys(names, record))
+    train = open_videos("ucf101-2clip", "train", 8, 1, tmp_path)
+    assert sorted(zip(train.names, train.sources.tolist(), strict=True)) == [
+        (names[i], i) for i in (1, 2, 4, 5)
+    ]
 
 
 def test_any_name_may_have_a_database_per_part(tmp_path):

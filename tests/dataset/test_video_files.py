@@ -202,6 +202,16 @@ def test_a_folder_that_cannot_be_written(footage):
     assert kept.stat().st_mtime_ns == before
 
 
+def test_an_index_in_the_cache_does_not_hide_a_newer_one(footage, indexed):
+    (footage / ".frame_index.lock").mkdir()
+    VideoFiles(footage)
+    (footage / ".frame_index.lock").rmdir()
+    write_coded(footage / "A/v2.mp4", range(33))
+    for _ in range(2):
+        VideoFiles(footage)
+    assert len(indexed()) == 8 + 1
+
+
 def test_what_cannot_be_decoded_is_left_out(footage, caplog):
     (footage / "A/text.mp4").write_text("no video\n" * 200)
     whole = (footage / "B/v3.mkv").read_bytes()

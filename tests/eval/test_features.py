@@ -56,6 +56,7 @@ def test_round_trip(made, tmp_path):
         assert loaded.names == content.names
     assert read_provenance(tmp_path / "feature", "tiny") == made_from
     assert {path.name for path in (tmp_path / "feature").iterdir()} == {
+        ".lock",
         "tiny_provenance.json",
         *(
             f"tiny_{part}_{what}"
@@ -63,6 +64,14 @@ def test_round_trip(made, tmp_path):
             for what in ("feature.pth.tar", "label.pth.tar", "names.json")
         ),
     }
+
+
+def test_half_written_features_are_refused(made, tmp_path):
+    folder = tmp_path / "feature"
+    assert find_folder(str(folder), "feature", "tiny") == folder
+    (folder / "tiny_provenance.json").write_text("{}")
+    with pytest.raises(UserError, match=r"features of tiny in .* are half-written; .*--retrieval"):
+        find_folder(str(folder), "feature", "tiny")
 
 
 def test_reused_only_for_the_same_checkpoint_videos_and_settings(made, tmp_path, caplog):

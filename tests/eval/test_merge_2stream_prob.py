@@ -108,6 +108,24 @@ def test_streams_of_different_splits_are_refused(folder, capsys):
     assert not (folder / "results.jsonl").exists()
 
 
+def test_the_same_stream_twice_is_refused(folder, capsys):
+    parts = {"train": features(NAMES, 1), "test": features(NAMES, 2)}
+    save_features(folder / "one", "tiny", parts, {"split": 1})
+    with pytest.raises(SystemExit, match="2"):
+        merge.main(["--prob1", "one", "--prob2", "one", "--dataset", "tiny", "--mode", "s"])
+    assert "error: one and one are both of rgb; give one of RGB and one of flow" in capsys.readouterr().err
+    assert not (folder / "results.jsonl").exists()
+
+
+def test_features_of_another_checkpoint_are_named(folder, capsys):
+    parts = {"train": features(NAMES, 1), "test": features(NAMES, 2)}
+    save_features(folder / "feature", "tiny", parts, {"sha256": "of another"})
+    (folder / "a.tar").write_bytes(b"x")
+    with pytest.raises(SystemExit, match="2"):
+        merge.main(["--prob1", "a.tar", "--prob2", "feature", "--dataset", "tiny", "--mode", "s"])
+    assert "the features in feature are of another checkpoint" in capsys.readouterr().err
+
+
 BAD = {
     "corrupt JSON": (lambda f: (f / "flow.json").write_text('{"C0/v0": {'), "flow.json is corrupt, not JSON"),
     "missing file": (lambda f: (f / "flow.json").unlink(), "cannot read flow.json"),

@@ -53,7 +53,7 @@ def test_files_go_to_out_dir(cwd):
         + [f"a.tar-{kind}" for kind in ("prob-center.json", "prob-five.json")]
         + [f"{path}.pth.tar" for path in parts]
         + [f"feature/tiny_{name}" for name in ("test_names.json", "train_names.json", "provenance.json")]
-        + ["feature/tiny_recall.png"]
+        + ["feature/.lock", "feature/tiny_recall.png"]
     )
     center, five, retrieval = records(cwd)
     assert (center["file"], five["file"]) == tuple(

@@ -152,6 +152,31 @@ def test_optimizer_state_with_one_group_per_parameter_goes_both_ways(frozen_have
             torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("layouts", [("contiguous", "channels_last"), ("channels_last", "contiguous")])
+def test_moments_take_the_memory_layout_of_their_parameters(layouts):
+    """A fused optimiser pairs them as they lie in memory."""
+    formats = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+    saving, going_on, plain = (nn.Conv2d(3, 5, 3, bias=False) for _ in range(3))
+    for model, layout in ((saving, layouts[0]), (going_on, layouts[1]), (plain, layouts[1])):
+        model.load_state_dict(saving.state_dict())
+        model.to(memory_format=formats[layout])
+    optimizers = [torch.optim.Adam(model.parameters(), fused=True) for model in (saving, going_on)]
+    reference = torch.optim.Adam(plain.parameters(), fused=False, foreach=False)
+
+    def step(model, optimizer):
+        optimizer.zero_grad()
+        model(torch.linspace(-1, 2, 54).view(2, 3, 3, 3)).square().sum().backward()
+        optimizer.step()
+
+    step(saving, optimizers[0])
+    saved = optimizer_state_per_parameter(optimizers[0], saving)
+    for model, optimizer in ((going_on, optimizers[1]), (plain, reference)):
+        model.load_state_dict(saving.state_dict())
+        load_optimizer_state(optimizer, model, copy.deepcopy(saved), "x.pth.tar")
+        step(model, optimizer)
+    torch.testing.assert_close(going_on.weight, plain.weight)
+
+
 def test_optimizer_state_of_another_model_is_refused():
     model = model_with_frozen_part()
     other = nn.Linear(5, 5)

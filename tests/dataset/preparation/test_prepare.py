@@ -348,7 +348,9 @@ def test_bad_arguments_are_one_line(footage, tmp_path, capsys):
     assert "holds no split lists" in fails(capsys, "x", *videos, *out, "--splits", str(tmp_path / "empty"))
     assert "hmdb51 needs its lists" in fails(capsys, "hmdb51", *videos, *out)
     assert "train/ and val/" in fails(capsys, "k400", *videos, *out)
-    assert "--fps 0.0 should be more than 0" in fails(capsys, "x", *videos, *out, "--fps", "0")
+    for option, value in (("--fps", "0"), ("--fps", "inf"), ("--bound", "inf"), ("--bound", "-1")):
+        message = f"{option}: {value} should be a number above 0"
+        assert message in fails(capsys, "x", *videos, *out, option, value)
     assert "invalid choice" in fails(capsys, "x", *videos, *out, "--quality", "101")
     assert not (tmp_path / "out").exists()
 
