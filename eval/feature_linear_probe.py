@@ -37,6 +37,8 @@ def make_parser() -> Parser:
 
 def probe(args: Namespace, train: Features, test: Features) -> dict[str, float]:
     """Train on ``train``; accuracies on ``test`` in percent, of the last epoch and of the best test top-1."""
+    if args.final_bn and args.batch_size == 1:
+        raise UserError("--batch_size 1 leaves --final_bn one value per channel to normalise; raise it")
     torch.manual_seed(args.seed)
     x, test_x = ((F.normalize(f.features, dim=1) if args.normalize else f.features) for f in (train, test))
     if args.final_bn:  # its eps drowns features of untrained networks, which can be as small as 1e-14

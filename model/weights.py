@@ -55,7 +55,7 @@ def load_state(module: nn.Module, state: dict[str, Tensor], checkpoint: Checkpoi
     UserError, saying what the checkpoint seems to be, when it does not fit.
     """
     own = {key: value.shape for key, value in module.state_dict().items()}
-    given = {key: value.shape for key, value in state.items()}
+    given = {key: getattr(value, "shape", None) for key, value in state.items()}
     wrong = {key for key in own.keys() | given.keys() if own.get(key) != given.get(key)}
     if wrong:
         method = method_of(checkpoint) or "an unknown model"

@@ -71,6 +71,9 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     checkpoint = load_saved(path, "checkpoint")
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise UserError(f"{path} is not a checkpoint: it lacks the entry 'state_dict'")
+    epoch = checkpoint.get("epoch", -1)
+    if not isinstance(epoch, (int, float, np.number)):
+        raise UserError(f"{path} is not a checkpoint: its epoch is {epoch!r}, not a number")
     state = checkpoint["state_dict"]
     checkpoint["state_dict"] = {_plain(str(key)): value for key, value in state.items()}
     return checkpoint

@@ -191,7 +191,8 @@ def start(args: argparse.Namespace, may_differ: Collection[str] = ()) -> World:
     rank, size, local_rank = _ranks(args)
     start_logging(rank == 0)
     if torch.cuda.is_available() and args.gpu != -1:
-        index = args.gpu if args.gpu is not None and size == 1 else local_rank
+        by_launcher = process_ranks()[1] > 1
+        index = local_rank if args.gpu is None or by_launcher else args.gpu
         if index >= torch.cuda.device_count():
             raise UserError(
                 f"process {rank} wants GPU {index}, but {torch.cuda.device_count()} are visible; start one "

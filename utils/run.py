@@ -59,6 +59,8 @@ class Run:
         else:
             self.resume = Path(args.resume) if args.resume else None
         self._agree_on_checkpoint()
+        if not world.is_main and self.folder.is_dir():  # warnings, as of broken videos
+            log_to_file(self.folder / "log.txt")
         if args.resume == "auto" and not newest:
             log.info("--resume auto: no checkpoint in %s yet, starting anew", self.folder)
         self._scalars: Scalars | None = None  # of the main process
@@ -121,10 +123,12 @@ class Run:
         return int(answer)
 
     def warn_of_broken(self, problems: list[str]) -> None:
-        """Tell each problem of a sample, "" for none, once."""
-        for problem in {problem for problem in problems if problem} - self._reported:
-            log.warning("left out, another video stands in: %s", problem)
-            self._reported.add(problem)
+        """Tell the first problem of each video, "name: reason" or "" for none, and how many there are."""
+        for problem in filter(None, problems):
+            video = problem.split(": ")[0]
+            if video not in self._reported:
+                self._reported.add(video)
+                log.warning("left out, another video stands in: %s (%d so far)", problem, len(self._reported))
 
     def record(
         self, state: TrainState, steps: list[dict[str, float]], speed: dict[str, float], done: int, total: int

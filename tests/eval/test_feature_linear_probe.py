@@ -120,6 +120,11 @@ def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="2"):
         feature_linear_probe.main(["--dataset", "tiny", "--test", "nowhere"])
     assert capsys.readouterr().err.startswith("error: no features of tiny in nowhere")
+    save_features(tmp_path / "feature", "tiny", {"train": blobs(8, 1), "test": blobs(6, 2)}, {"split": 1})
+    words = ["--dataset", "tiny", "--test", str(tmp_path), "--final_bn", "--batch_size", "1"]
+    with pytest.raises(SystemExit, match="2"):
+        feature_linear_probe.main(words)
+    assert "--batch_size 1 leaves --final_bn one value" in capsys.readouterr().err
     for option in ("--lr", "--wd"):
         with pytest.raises(SystemExit, match="2"):
             feature_linear_probe.main(["--test", "nowhere", option, "-1"])

@@ -95,7 +95,7 @@ def test_numpy_object_scalar_is_refused(tmp_path):
         load_checkpoint(path)
 
 
-@pytest.mark.parametrize("damage", ["absent", "empty", "truncated", "text", "list", "no state_dict"])
+@pytest.mark.parametrize("damage", ["absent", "empty", "truncated", "text", "list", "no state_dict", "words"])
 def test_what_is_not_a_checkpoint_is_one_clear_error(tmp_path, damage):
     path = tmp_path / "c.pth.tar"
     torch.save({"state_dict": {"a": torch.randn(100)}, "epoch": 0}, path)
@@ -107,6 +107,8 @@ def test_what_is_not_a_checkpoint_is_one_clear_error(tmp_path, damage):
         torch.save([1], path)
     elif damage == "no state_dict":
         torch.save({"epoch": 1}, path)
+    elif damage == "words":
+        torch.save({"state_dict": {}, "epoch": "last"}, path)
     else:
         path.write_bytes(content[damage])
     with pytest.raises(UserError, match=r"c\.pth\.tar") as caught:

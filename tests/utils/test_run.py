@@ -119,11 +119,21 @@ def test_signals_are_remembered_and_given_back(number):
     assert signal.getsignal(number) == before
 
 
-def test_each_problem_is_told_once(caplog):
+def test_each_broken_video_is_told_once_and_counted(caplog):
     run = Run(options(), "a", WORLD)
-    run.warn_of_broken(["", "A/a: torn", "A/a: torn"])
-    run.warn_of_broken(["A/a: torn", ""])
-    assert caplog.text.count("another video stands in: A/a: torn") == 1
+    run.warn_of_broken(["", "A/a: frame 2 is torn", "A/a: frame 8 is torn"])
+    run.warn_of_broken(["A/a: frame 1 is torn", "", "A/b: empty"])
+    assert [record.getMessage() for record in caplog.records] == [
+        "left out, another video stands in: A/a: frame 2 is torn (1 so far)",
+        "left out, another video stands in: A/b: empty (2 so far)",
+    ]
+
+
+def test_warnings_of_all_processes_go_to_the_log_of_the_run(folder):
+    runs = [Run(options(), "a", World(rank, 2, WORLD.device)) for rank in (0, 1)]
+    before = len((folder / "log.txt").read_text())
+    runs[1].warn_of_broken(["A/a: torn"])
+    assert "A/a: torn" in (folder / "log.txt").read_text()[before:]
 
 
 def test_a_line_in_the_log_twice_a_minute(monkeypatch, caplog):
