@@ -162,17 +162,19 @@ def main(argv: list[str] | None = None) -> None:
     base = parse_name(args.dataset).base
     paths = [args.prob1, args.prob2]
     if args.mode == "c":
-        numbers, videos = merge_classification(paths, base)
         streams = [record_of(args.results, path) for path in paths]
+        provenance = merged_provenance(streams, paths, args.mode)
+        numbers, videos = merge_classification(paths, base)
         test = {"what": streams[0].get("what", "two-stream"), "crops": streams[0].get("crops")}
     else:
         orders = [(base, f"{base}-f"), (f"{base}-f", base)]
         folders = [folder_of(path, args.dirname, order) for path, order in zip(paths, orders, strict=True)]
-        numbers, videos = merge_retrieval(folders)
         streams = [read_provenance(folder, dataset) for folder, dataset in folders]
+        provenance = merged_provenance(streams, paths, args.mode)
+        numbers, videos = merge_retrieval(folders)
         test = {"what": "retrieval"}
     log.info("%s, two streams, %d videos: %s", base, videos, as_text(numbers))
-    provenance = {"dataset": base, **merged_provenance(streams, paths, args.mode)}
+    provenance |= {"dataset": base}
     append_record(args.results, provenance=provenance, **test, videos=videos, numbers=numbers)
 
 

@@ -3,6 +3,7 @@
 import json
 import pickle
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -315,7 +316,10 @@ def test_retrieval_word_for_word_and_the_tools_after_it(cwd, monkeypatch, capsys
             "3",
         ]
     )
-    merge_2stream_prob.main(["--prob1", "feature", "--prob2", "feature", "--dataset", "tiny", "--mode", "s"])
+    shutil.copytree("feature", "flow")
+    provenance = cwd / "flow/tiny_provenance.json"
+    provenance.write_text(json.dumps(json.loads(provenance.read_text()) | {"stream": "flow"}))
+    merge_2stream_prob.main(["--prob1", "feature", "--prob2", "flow", "--dataset", "tiny", "--mode", "s"])
     retrieval.main(
         ["--test", str(checkpoint), "--dataset", "tiny", "--gallery", "g.html", "--curve", "c.png"]
     )

@@ -1,5 +1,6 @@
 """Every command of README.md runs as it stands there; sizes that fit a test are appended."""
 
+import json
 import re
 import shlex
 import shutil
@@ -36,17 +37,33 @@ def checkpoint(cwd: Path, pattern: str) -> str:
     return str(found.relative_to(cwd))
 
 
+def feature_folder(cwd: Path) -> Path:
+    return next(cwd.glob("log-pretrain/*/model/feature"))
+
+
+def as_flow(cwd: Path) -> str:
+    """A copy of the features that says that it is of flow."""
+    folder = Path(shutil.copytree(feature_folder(cwd), cwd / "flow"))
+    provenance = folder / "ucf101_provenance.json"
+    provenance.write_text(json.dumps(json.loads(provenance.read_text()) | {"stream": "flow"}))
+    return str(folder)
+
+
+def probabilities(cwd: Path) -> Path:
+    return next(cwd.glob("log-linclr/*/model/*-prob-ten.json"))
+
+
 PLACEHOLDERS = {  # what stands for a file in README -> how the commands before made it
     "RGB_INFONCE.pth.tar": lambda cwd: checkpoint(cwd, "infonce_*_ucf101-2clip-*"),
     "FLOW_INFONCE.pth.tar": lambda cwd: checkpoint(cwd, "infonce_*_ucf101-f-2clip-*"),
     "RGB_CYCLE1.pth.tar": lambda cwd: checkpoint(cwd, "Cycle1-FlowMining_*_ucf101-*"),
     "CKPT": lambda cwd: checkpoint(cwd, "infonce_*_ucf101-2clip-*"),
     "FINETUNED": lambda cwd: checkpoint(cwd, "*_train-ft_*"),
-    "FEATURE_DIR": lambda cwd: str(next(cwd.glob("log-pretrain/*/model/feature"))),
-    "RGB_FEATURE_DIR": lambda cwd: str(next(cwd.glob("log-pretrain/*/model/feature"))),
-    "FLOW_FEATURE_DIR": lambda cwd: str(next(cwd.glob("log-pretrain/*/model/feature"))),
-    "RGB-prob-ten.json": lambda cwd: str(next(cwd.glob("log-linclr/*/model/*-prob-ten.json"))),
-    "FLOW-prob-ten.json": lambda cwd: str(next(cwd.glob("log-linclr/*/model/*-prob-ten.json"))),
+    "FEATURE_DIR": lambda cwd: str(feature_folder(cwd)),
+    "RGB_FEATURE_DIR": lambda cwd: str(feature_folder(cwd)),
+    "FLOW_FEATURE_DIR": as_flow,
+    "RGB-prob-ten.json": lambda cwd: str(probabilities(cwd)),
+    "FLOW-prob-ten.json": lambda cwd: str(shutil.copy(probabilities(cwd), cwd / "flow.json")),
     "CLASS/VIDEO": lambda cwd: "Orbit/v_Orbit_g01_c01",
 }
 
