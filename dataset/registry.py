@@ -102,6 +102,11 @@ def source_options() -> dict[str, str]:
     }
 
 
+def data_folder(data_root: Path | str | None = None) -> Path:
+    """Where datasets lie: ``data_root``, else $COCLR_DATA, else ./data."""
+    return Path(data_root or os.environ.get("COCLR_DATA", "data"))
+
+
 def locate(
     dataset: DatasetName, data_root: Path, part: str, given: Mapping[str, str | None]
 ) -> dict[str, tuple[str, Path]]:
@@ -166,7 +171,7 @@ def open_videos(
     in $COCLR_DATA, else in ./data. Raises UserError for a missing source, or when no video is left.
     """
     dataset = parse_name(name)
-    root = Path(data_root or os.environ.get("COCLR_DATA", "data"))
+    root = data_folder(data_root)
     places = locate(dataset, root, part, given or {})
     stores = {stream: SOURCES[kind].open(path) for stream, (kind, path) in places.items()}
     position = {stream: {video: i for i, video in enumerate(store.names)} for stream, store in stores.items()}

@@ -112,7 +112,7 @@ def newest(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return list({repr([record.get(name) for name in key]): record for record in records}.values())
 
 
-def settings_of(record: dict[str, Any]) -> dict[str, Any]:
+def flat_settings(record: dict[str, Any]) -> dict[str, Any]:
     """Settings of an evaluation, those by which its features were made among them."""
     settings = dict(record.get("settings") or {})
     return (settings.pop("features", None) or {}) | settings
@@ -123,7 +123,7 @@ def differing_settings(records: list[dict[str, Any]]) -> dict[str, set[str]]:
     found: dict[str, dict[str, set[str]]] = {}
     for record in records:
         values = found.setdefault(record["what"], {})
-        for name, value in settings_of(record).items():
+        for name, value in flat_settings(record).items():
             values.setdefault(name, set()).add(repr(value))
     return {what: {name for name in values if len(values[name]) > 1} for what, values in found.items()}
 
@@ -145,7 +145,7 @@ def subject_of(record: dict[str, Any], mean: bool, differing: Collection[str] = 
         tested_on=str(record.get("dataset") or "unknown"),
         split="all" if mean else str(record.get("split") or "unknown"),
         checkpoint="all" if mean else str(record.get("checkpoint")),
-        settings=" ".join(f"{k} {v}" for k, v in settings_of(record).items() if k in differing),
+        settings=" ".join(f"{k} {v}" for k, v in flat_settings(record).items() if k in differing),
     )
 
 

@@ -97,21 +97,27 @@ def load_backbone(backbone: nn.Module, checkpoint: Checkpoint, path: str | Path)
     load_state(backbone, state, checkpoint, path)
 
 
+def refuse_other_options(saved: dict[str, Any], args: Namespace, path: Path) -> None:
+    """Raise UserError where the options of the run at ``path`` that are ``saved`` are not those given now."""
+    for name in filter(saved.__contains__, OPTIONS_OF_A_RUN):
+        there, here = saved[name], getattr(args, name, None)
+        if here is None or there == here:  # None: not given again
+            continue
+        there, here = (" ".join(value) if isinstance(value, list) else value for value in (there, here))
+        raise UserError(
+            f"{path} was trained with --{name} {there}, not {here}; give the same, another --name_prefix for "
+            "a new run, or --resume FILE to go on from it all the same"
+        )
+
+
 def resume(state: TrainState, path: Path, processes: int, args: Namespace) -> None:
     """Go on from the checkpoint at ``path``, see ``TrainState.restore``.
 
     Raises UserError where it does not fit, or "--resume auto" found one that was trained with other options.
     """
     checkpoint = load_checkpoint(path)
-    saved = checkpoint.get("options", {})
-    for name in OPTIONS_OF_A_RUN if args.resume == "auto" else ():
-        there, here = saved.get(name), getattr(args, name, None)
-        if name in saved and here is not None and there != here:
-            there, here = (" ".join(value) if isinstance(value, list) else value for value in (there, here))
-            raise UserError(
-                f"{path} was trained with --{name} {there}, not {here}; give the same, another --name_prefix "
-                "for a new run, or --resume FILE to go on from it all the same"
-            )
+    if args.resume == "auto":
+        refuse_other_options(checkpoint.get("options", {}), args, path)
     load_state(state.model, checkpoint["state_dict"], checkpoint, path)
     state.restore(checkpoint, path, processes, args.reset_lr)
     log.info("resumed from %s: epoch %d, iteration %d", path, state.epoch, state.iteration)

@@ -60,7 +60,7 @@ def parse_arguments(words: list[str]) -> tuple[Namespace, list[str]]:
     parser = Parser(" ".join(__doc__.split()), "DATASET [NPROC]")
     # one argument: of two, some versions of Python take the second from behind an option that is not known
     meaning = "name of a dataset; processes of every run"
-    parser.add_argument("what", nargs="+", metavar="DATASET [NPROC]", help=meaning)
+    parser.add_argument("dataset_and_nproc", nargs="+", metavar="DATASET [NPROC]", help=meaning)
     parser.add_argument("--dry_run", action="store_true", help="print the commands, run none")
     add_database_options(parser)
     group = parser.add_argument_group("recipe")
@@ -87,14 +87,14 @@ def parse_arguments(words: list[str]) -> tuple[Namespace, list[str]]:
     meaning = "commands at the same time, on the same processors or GPUs, where none needs another"
     group.add_argument("--at_once", type=positive_int, default=1, help=meaning)
     known, _ = parser.parse_known_args(words)
-    dataset = known.what[0]
+    dataset = known.dataset_and_nproc[0]
     parser.set_defaults(dataset=dataset, eval=[dataset], nce_gpus=2, coclr_gpus=2, queue=2048)
     if dataset == "k400":
         parser.set_defaults(**PAPER_K400)
     if known.small:
         parser.set_defaults(**SMALL)
     args, common = parser.parse_known_args(words)
-    args.nproc = processes(parser, args.what[1:], common[:1])
+    args.nproc = number_of_processes(parser, args.dataset_and_nproc[1:], common[:1])
     for word in common:
         if word.startswith(("--epochs", "--schedule")):
             parser.error(f"{word}: say --nce_epochs, --nce_schedule, --coclr_epochs or --coclr_schedule")
@@ -104,7 +104,7 @@ def parse_arguments(words: list[str]) -> tuple[Namespace, list[str]]:
     return args, [*common, *places(args), *given]
 
 
-def processes(parser: Parser, given: list[str], unknown: list[str]) -> int | None:
+def number_of_processes(parser: Parser, given: list[str], unknown: list[str]) -> int | None:
     """The processes of every run: NPROC, if it is given right behind the dataset, where it has to be."""
     stray = [*given[1:], *(word for word in unknown if not word.startswith("-"))]
     try:

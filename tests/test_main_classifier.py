@@ -413,6 +413,7 @@ BAD = {
     "empty test split": (("--test", "ft.tar", "--dataset", "untested"), "untested: the test split is empty"),
     "no test": (("--retrieval",), "--retrieval and .* need --test"),
     "test and pretrain": (("--test", "ft.tar", "--pretrain", "pre.tar"), "--test excludes --pretrain"),
+    "two crops": (("--test", "ft.tar", "--ten_crop", "--center_crop"), "--center_crop: not allowed with"),
     "several layers": (("--num_fc", "2"), "--num_fc"),
     "offline": (
         ("--test", "CoCLR-ucf101-rgb", "--offline"),

@@ -75,7 +75,9 @@ class Plan:
         try:
             return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         except ValueError as error:
-            raise UserError(f"{path} is damaged ({error}); remove it, and all is prepared anew") from error
+            raise UserError(
+                f"{path} is damaged ({error}); choose another --out, or remove this one"
+            ) from error
 
     def prepared_names(self) -> set[str]:
         """The videos that all of the databases hold; none where one is missing."""
@@ -235,8 +237,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--quality", type=int, default=90, help="of the JPEGs", **quality)
     cores = available_cores() // local_processes()
     parser.add_argument("-j", "--jobs", type=positive_int, default=max(1, cores), help="processes")
-    args = parser.parse_args(argv)
-    return args
+    return parser.parse_args(argv)
 
 
 def make_plans(args: argparse.Namespace) -> list[Plan]:

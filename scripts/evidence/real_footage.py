@@ -8,11 +8,11 @@ telling the sets apart is no merit. Stopped at any point, the same command goes 
 $COCLR_DATA or ./data, everything else to the current folder; results.md is the table.
 """
 
-import os
 from pathlib import Path
 
 from dataset.catalogue import STREAMS
 from dataset.preparation import prepare
+from dataset.registry import data_folder
 from eval import feature_linear_probe, merge_2stream_prob, report
 from eval.features import PARTS, load_features, read_provenance, save_features
 from eval.metrics import retrieve
@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("sets", nargs="+", metavar="SET", help="names of sets")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the trainings")
     args = parser.parse_args(argv)
-    root = Path(os.environ.get("COCLR_DATA", "data"))
+    root = data_folder()
     footage, data = root / f"{NAME}-videos", root / NAME
     link_videos(args.folder, args.sets, footage)
     prepare.main([NAME, "--videos", str(footage), "--out", str(data), *PREPARE])

@@ -1,6 +1,7 @@
 """Two-stream merging against loops over the videos both have; bad files give one line."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -98,32 +99,35 @@ def test_summed_similarities_over_the_common_videos(folder):
     assert record["numbers"]["R@1"] < 100
 
 
-def test_streams_of_different_splits_are_refused(folder, capsys):
+@pytest.mark.parametrize(
+    ("saved", "given", "message"),
+    [
+        (
+            {"one/tiny": {"split": 1}, "two/tiny-f": {"split": 2}},
+            ("one", "two"),
+            "one and two are of different splits: 1 and 2",
+        ),
+        (
+            {"one/tiny": {"split": 1}},
+            ("one", "one"),
+            "one and one are both of rgb; give one of RGB and one of",
+        ),
+        (
+            {"feature/tiny": {"sha256": "of another"}},
+            ("a.tar", "feature"),
+            "the features in feature are of another checkpoint",
+        ),
+    ],
+)
+def test_features_that_cannot_be_merged_are_refused(folder, capsys, saved, given, message):
     parts = {"train": features(NAMES, 1), "test": features(NAMES, 2)}
-    for dataset, split in (("tiny", 1), ("tiny-f", 2)):
-        save_features(folder / dataset, dataset, parts, {"split": split})
-    with pytest.raises(SystemExit, match="2"):
-        merge.main(["--prob1", "tiny", "--prob2", "tiny-f", "--dataset", "tiny", "--mode", "s"])
-    assert "error: tiny and tiny-f are of different splits: 1 and 2" in capsys.readouterr().err
-    assert not (folder / "results.jsonl").exists()
-
-
-def test_the_same_stream_twice_is_refused(folder, capsys):
-    parts = {"train": features(NAMES, 1), "test": features(NAMES, 2)}
-    save_features(folder / "one", "tiny", parts, {"split": 1})
-    with pytest.raises(SystemExit, match="2"):
-        merge.main(["--prob1", "one", "--prob2", "one", "--dataset", "tiny", "--mode", "s"])
-    assert "error: one and one are both of rgb; give one of RGB and one of flow" in capsys.readouterr().err
-    assert not (folder / "results.jsonl").exists()
-
-
-def test_features_of_another_checkpoint_are_named(folder, capsys):
-    parts = {"train": features(NAMES, 1), "test": features(NAMES, 2)}
-    save_features(folder / "feature", "tiny", parts, {"sha256": "of another"})
     (folder / "a.tar").write_bytes(b"x")
+    for place, provenance in saved.items():
+        save_features(folder / Path(place).parent, Path(place).name, parts, provenance)
     with pytest.raises(SystemExit, match="2"):
-        merge.main(["--prob1", "a.tar", "--prob2", "feature", "--dataset", "tiny", "--mode", "s"])
-    assert "the features in feature are of another checkpoint" in capsys.readouterr().err
+        merge.main(["--prob1", given[0], "--prob2", given[1], "--dataset", "tiny", "--mode", "s"])
+    assert f"error: {message}" in capsys.readouterr().err
+    assert not (folder / "results.jsonl").exists()
 
 
 BAD = {

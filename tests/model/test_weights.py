@@ -68,6 +68,10 @@ def test_class_lists_must_agree():
         check_classes(saved, ["a", "b"], "x")
     with pytest.raises(UserError, match="'b' stands where the dataset has 'z'"):
         check_classes(saved, ["a", "z", "c"], "x")
+    with pytest.raises(UserError, match=r"has no final_fc\.N\.weight"):
+        check_classes({"state_dict": {"final_fc.weight": torch.ones(3, 2)}}, ["a", "b", "c"], "x")
+    with pytest.raises(UserError, match="does not fit"):
+        load_backbone(torch.nn.Linear(1, 1), {"state_dict": {"encoder_q.0.weight": None}}, "x")
     loaded = load_classifier(saved, "s3d", ["a", "b", "c"], "x")
     assert loaded.use_l2_norm
     assert loaded.final_bn is not None

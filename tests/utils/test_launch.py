@@ -192,6 +192,28 @@ def train_a_little(rank, port, outcome):
     assert re.match(expected[outcome], message)
 
 
+@pytest.mark.parametrize(
+    ("words", "environment", "index"),
+    [
+        ("--world_size 2 --rank 1 --gpu 1", {}, 1),
+        ("--gpu 1", {}, 1),
+        ("--gpu 0", {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}, 1),  # a launcher knows better
+    ],
+)
+def test_which_gpu_is_taken(monkeypatch, words, environment, index):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_STEP_ID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(launch, "join", lambda *args: None)
+    parser = Parser("")
+    add_launch_options(parser)
+    assert launch.start(parser.parse_args(words.split())).device.index == index
+
+
 @pytest.mark.parametrize("outcome", ["finished", "error", "lost"])
 def test_no_thread_of_the_process_group_outlives_main(outcome):
     """Python would abort when it ends while one is at work: one of 100 runs did after its last epoch."""

@@ -576,3 +576,7 @@ def test_frames_that_were_replaced_are_prepared_anew(tmp_path):
     images = {name: len(list((videos / name).iterdir())) for name in report["source_bytes"]}
     (out / "prepared.json").write_text(json.dumps(report | {"source_bytes": images}))  # as earlier versions
     assert "is finished: 2 videos" in run(videos, out).stderr
+    (out / "prepared.json").write_text('{"options": ')
+    result = run(videos, out)
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert "prepared.json is damaged" in result.stderr
