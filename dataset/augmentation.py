@@ -107,6 +107,16 @@ def draw_augmentation(rng: np.random.Generator, strength: str, seq_len: int) -> 
     }
 
 
+def without_colour(draws: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The draws of ``draw_augmentation`` without jitter and grey: in flow, colours are directions."""
+    return {
+        **draws,
+        "jitter_order": np.arange(4),
+        "jitter_factors": JITTER_IDENTITY,
+        "grey_channel": np.full_like(draws["grey_channel"], -1),
+    }
+
+
 def augment(clips: Tensor, draws: Mapping[str, Tensor], channels_last: bool = False) -> Tensor:
     """Augment and normalise a batch: colour jitter, grey, blur, flip, ImageNet mean and standard deviation.
 
@@ -141,10 +151,8 @@ def evaluation_input(clips: Tensor, flip: Tensor, channels_last: bool = False) -
 def augment_batch(batch: Mapping[str, Any], channels_last: bool = False) -> Tensor:
     """``augment`` a batch of ``ClipDataset`` items: float32 [B, V, streams, 3, T, S, S]."""
     clips = batch["clips"]
-    shape = clips.shape[:3]
-    draws = {name: draw.flatten(0, 1) for name, draw in batch["draws"].items()}
-    of_streams = {name: draw.repeat_interleave(shape[2], dim=0) for name, draw in draws.items()}
-    return augment(clips.flatten(0, 2), of_streams, channels_last).unflatten(0, shape)
+    draws = {name: draw.flatten(0, 2) for name, draw in batch["draws"].items()}
+    return augment(clips.flatten(0, 2), draws, channels_last).unflatten(0, clips.shape[:3])
 
 
 def _in_unit_range(clips: Tensor, channels_last: bool) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dataset.augmentation import View, draw_augmentation, draw_crop, draw_pretrain_views
+from dataset.augmentation import View, draw_augmentation, draw_crop, draw_pretrain_views, without_colour
 from dataset.clips import train_clip
 from dataset.crop import Box
 from dataset.registry import Videos
@@ -33,11 +33,12 @@ class ClipDataset(Dataset):
         seed: seed of all draws.
         draw_views: draws the views (V) of a sample, each a clip and a strength of augmentation.
         draw_box: draws the crop of a view, see ``draw_crop``.
+        flow_colour: flow has the colour operations of its view, too.
 
-    An item is a dict: "clips" uint8 [V, streams, T, S, S, 3]; "draws", the augmentation draws [V, ...] for
-    ``dataset.augmentation``, common to the streams of a view; "label", "source", "index", "name" of the
-    video; "broken", why the video asked for could not be read ("" normally): then another video stands in for
-    it.
+    An item is a dict: "clips" uint8 [V, streams, T, S, S, 3]; "draws", the augmentation draws
+    [V, streams, ...] for ``dataset.augmentation``, alike for all streams of a view but for ``flow_colour``;
+    "label", "source", "index", "name" of the video; "broken", why the video asked for could not be read
+    ("" normally): then another video stands in for it.
     """
 
     videos: Videos
@@ -47,6 +48,7 @@ class ClipDataset(Dataset):
     seed: int
     draw_views: Callable[[np.random.Generator], tuple[View, ...]] = draw_pretrain_views
     draw_box: Callable[[np.random.Generator, int, int], Box] = draw_crop
+    flow_colour: bool = True
 
     def __len__(self) -> int:
         return len(self.videos)
@@ -77,12 +79,19 @@ class ClipDataset(Dataset):
         boxes, draws = [], []
         for view in views:
             boxes.append(self.draw_box(rng, *size))
-            draws.append(draw_augmentation(rng, view.strength, self.seq_len))
+            drawn = draw_augmentation(rng, view.strength, self.seq_len)
+            draws.append([self._of_stream(drawn, stream) for stream in videos.stores])
         return {
             "clips": videos.read_clips(index, clips, boxes, self.img_dim),
-            "draws": {name: torch.as_tensor(np.stack([draw[name] for draw in draws])) for name in draws[0]},
+            "draws": {
+                name: torch.as_tensor(np.stack([[draw[name] for draw in view] for view in draws]))
+                for name in draws[0][0]
+            },
             "label": int(videos.labels[index]),
             "source": int(videos.sources[index]),
             "index": index,
             "name": videos.names[index],
         }
+
+    def _of_stream(self, drawn: dict[str, np.ndarray], stream: str) -> dict[str, np.ndarray]:
+        return drawn if self.flow_colour or stream != "flow" else without_colour(drawn)

@@ -21,7 +21,7 @@ RANDOM = {"method": "random", "pretrained_on": "nothing", "pretrain_epoch": -1}
 UNKNOWN = {"method": "unknown", "pretrained_on": "unknown", "pretrain_epoch": -1}
 
 # those that its name does not tell and that are the same to its end
-OPTIONS_OF_A_RUN = ("pretrain", "seed", "wd", "moco_m", "moco_t", "bn_bias", "hide_self")
+OPTIONS_OF_A_RUN = ("pretrain", "seed", "wd", "moco_m", "moco_t", "bn_bias", "flow_colour", "hide_self")
 
 # for checkpoints that do not say it, the original's and those of earlier versions: the first whose mark is in
 # a key

@@ -15,11 +15,11 @@ def test_item_shapes(root):
     assert item["clips"].shape == (2, 2, 4, 16, 16, 3)
     assert item["clips"].dtype == torch.uint8
     assert {name: tuple(draw.shape) for name, draw in item["draws"].items()} == {
-        "jitter_order": (2, 4),
-        "jitter_factors": (2, 4),
-        "grey_channel": (2, 4),
-        "blur_sigma": (2,),
-        "flip": (2,),
+        "jitter_order": (2, 2, 4),
+        "jitter_factors": (2, 2, 4),
+        "grey_channel": (2, 2, 4),
+        "blur_sigma": (2, 2),
+        "flip": (2, 2),
     }
     assert item["broken"] == ""
 
@@ -38,6 +38,27 @@ def test_draws_repeat_for_equal_keys_and_differ_otherwise(root):
     drawn = factors[(factors != torch.tensor([1.0, 1, 1, 0])).any(-1)]
     assert len(drawn) > 20
     assert len(drawn.unique(dim=0)) == len(drawn), "every strong clip has its own jitter"
+
+
+def test_flow_without_colour_keeps_what_moves_pixels(root):
+    videos = open_tiny(root, "tiny-2stream-2clip")
+    both, plain = (ClipDataset(videos, 4, 2, 16, seed=0, flow_colour=colour) for colour in (True, False))
+    rgb, flow = list(videos.stores).index("rgb"), list(videos.stores).index("flow")
+    coloured = []
+    for epoch in range(8):
+        one, other = both[epoch, 0], plain[epoch, 0]
+        assert torch.equal(one["clips"], other["clips"])
+        for name, draw in one["draws"].items():
+            assert torch.equal(draw[:, rgb], draw[:, flow])
+            assert torch.equal(draw[:, rgb], other["draws"][name][:, rgb])
+            if name in ("blur_sigma", "flip"):
+                assert torch.equal(draw, other["draws"][name])
+        coloured.append((one["draws"]["grey_channel"][:, flow] >= 0).any())
+        drawn = other["draws"]
+        assert (drawn["grey_channel"][:, flow] == -1).all()
+        assert (drawn["jitter_order"][:, flow] == torch.arange(4)).all()
+        assert (drawn["jitter_factors"][:, flow] == torch.tensor([1.0, 1, 1, 0])).all()
+    assert any(coloured)
 
 
 def test_only_the_frames_used_are_read_and_decoded_once(root, monkeypatch):
