@@ -42,7 +42,7 @@ SMALL = {  # for some hundred steps, see README: "A small trial learns nothing"
     "coclr_gpus": 1,
     "cycles": 1,
     "probe": "features",
-    "pretrain": "--moco-k 32 --moco-m 0.5 --lr 1e-4 --bn_bias 1 --save_freq 10".split(),
+    "pretrain": "--moco-k 32 --moco-m 0.5 --lr 1e-4 --bn_bias 1 --flow_colour 0 --save_freq 10".split(),
     "cotrain": "--moco-k 256 --moco-m 0.95 --hide_self 0".split(),
     "train_flow": "--lr 5e-5".split(),
 }

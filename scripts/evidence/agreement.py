@@ -69,6 +69,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--dataset", default="synthetic-f-2clip", help="dataset of one stream")
     parser.add_argument("--data_root", help="folder of the datasets; $COCLR_DATA or ./data if not given")
     parser.add_argument("--bn_bias", type=float, nargs="+", default=[0, 1, 2], help="biases to compare")
+    meaning = "0: no colour jitter and no grey on flow"
+    parser.add_argument("--flow_colour", type=int, default=1, choices=[0, 1], help=meaning)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of weights and draws")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
@@ -81,7 +83,7 @@ def main(argv: list[str] | None = None) -> None:
             encoder = projection_encoder("s3d", dim=128)
             set_batch_norm_bias(encoder, bias)
             split_batch_norm(encoder, 2).to(memory_format=torch.channels_last_3d)
-            dataset = ClipDataset(videos, FRAMES, STRIDE, SIDE, seed)
+            dataset = ClipDataset(videos, FRAMES, STRIDE, SIDE, seed, flow_colour=bool(args.flow_colour))
             with torch.no_grad():
                 first, second, labels = embeddings(encoder, dataset)
             agreements.append(agreement(first, second))

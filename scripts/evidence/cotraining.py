@@ -49,6 +49,7 @@ SETTINGS = {
     "hide-self-0.9": Setting(("--hide_self", "0.9")),
     "flow-third-of-the-rate": Setting(of_flow=("--lr", "1.7e-5")),
     "flow-3-times-the-rate": Setting(of_flow=("--lr", "1.5e-4")),
+    "coloured-flow": Setting(("--flow_colour", "1"), start="coloured-flow"),
     "two-cycles": Setting(cycles=2),
     "mined-by-random-flow": Setting(miner="random"),
     "mined-by-flow-of-labels": Setting(miner="labels"),

@@ -116,6 +116,7 @@ VARIANTS = {
     "third-of-the-rate": Variant(rate=1 / 3),
     "old-keys": Variant(options=OLD_KEYS),
     "old-keys-3-times-the-rate": Variant(options=OLD_KEYS, rate=3),
+    "coloured-flow": Variant(options=("--flow_colour", "1")),
     "labels": Variant(method="ubernce"),
 }
 
