@@ -2,10 +2,10 @@
 
 The class of a video is the motion of its shape. As in real footage the scene hints at it: six in ten
 videos of a class have the background that is typical of the class, the others any of the eight.
-Everything else (tints, exposure and contrast, kind, texture, size and place of the shape, drift of the
-background, camera shake, speed, phase, sense) is drawn per video and independent of the class. So flow
-tells the class, a still picture hints at it, and colour tells nothing. Motions go on throughout a video,
-and a mirror image keeps its class.
+Everything else (tints, kind, texture, size and place of the shape, drift of the background, camera shake,
+speed, phase, sense) is drawn per video and independent of the class. All have the same light, and every
+texture has as many pixels of each brightness. So flow tells the class, a still picture hints at it, and
+colour tells nothing. Motions go on throughout a video, and a mirror image keeps its class.
 
     python -m dataset.synthetic --out DIR
 
@@ -70,6 +70,12 @@ def noise(rng: np.random.Generator, size: int, fine: bool = False) -> np.ndarray
     return np.clip((total - total.min()) / np.ptp(total), 0, 1)
 
 
+def equalised(picture: np.ndarray) -> np.ndarray:
+    """A picture with its values spread evenly over [0, 1), in their order."""
+    ranks = picture.ravel().argsort(kind="stable").argsort()
+    return (ranks / picture.size).reshape(picture.shape)
+
+
 def texture(
     rng: np.random.Generator, size: int, pattern: str, periods: tuple[float, float], fine: bool = False
 ) -> np.ndarray:
@@ -91,7 +97,7 @@ def texture(
         picture = 0.5 + 0.5 * np.tanh(4 * wave(u) * wave(v))
     elif pattern == "dots":
         picture = np.clip(1.5 - 6 * np.hypot(u % 1 - 0.5, v % 1 - 0.5), 0, 1)
-    picture = 0.7 * picture + 0.3 * noise(rng, size)
+    picture = equalised(0.7 * picture + 0.3 * noise(rng, size))
     return (255 * (0.15 + 0.8 * picture[..., None]) * tint).astype(np.float32)
 
 
@@ -147,9 +153,7 @@ def render(rng: np.random.Generator, name: str, size: int, frames: int) -> np.nd
         matrix = np.column_stack([linear, centre - linear @ np.full(2, len(picture) / 2 - 0.5)])
         layer = cv2.warpAffine(picture, matrix, (size, size))
         video[t] = canvas * (1 - layer[..., 3:]) + layer[..., :3]
-    exposure, contrast = np.exp(rng.uniform(-0.6, 0.6, 2))
-    mean = video.mean()
-    return np.clip(((video - mean) * contrast + mean) * exposure + 0.5, 0, 255).astype(np.uint8)
+    return np.clip(video + 0.5, 0, 255).astype(np.uint8)
 
 
 def video_name(name: str, number: int) -> str:
