@@ -78,7 +78,8 @@ def test_defaults_of_a_small_trial_may_be_given_again(cwd, monkeypatch, capsys):
     reproduce.main(["mine", "1", "--small", "--cycles", "2", "--train_flow", "--lr 1e-5", "--dry_run"])
     commands = [line for line in capsys.readouterr().out.splitlines() if "main_coclr.py" in line]
     assert len(commands) == 4
-    assert all("--net s3d_quarter" in command and "--bn_bias 1" in command for command in commands)
+    assert all("--net s3d_quarter" in command for command in commands)
+    assert all("--bn_bias 1 --flow_colour 0" in command for command in commands)
     assert all(command.endswith("--hide_self 0 --epochs 100 --resume auto") for command in commands[::2])
     assert all(command.endswith("--lr 1e-5 --epochs 100 --resume auto") for command in commands[1::2])
 
