@@ -91,6 +91,6 @@ def pretraining_loader(args: argparse.Namespace, world: World, streams: int) -> 
         needed = f"two clips of {streams} stream(s) per video, that is {right}"
         raise UserError(f"--dataset {args.dataset}: this training needs {needed}")
     videos = open_videos(args.dataset, "train", args.seq_len, args.ds, args.data_root, vars(args))
-    options = {"flow_colour": bool(args.flow_colour)}
-    dataset = ClipDataset(videos, args.seq_len, args.ds, args.img_dim, args.seed, **options)
+    flow_colour = bool(args.flow_colour)
+    dataset = ClipDataset(videos, args.seq_len, args.ds, args.img_dim, args.seed, flow_colour=flow_colour)
     return make_loader(dataset, args.batch_size, args.workers, world)

@@ -24,7 +24,7 @@ def add_data_options(parser: Parser, dataset: str, clips: int, workers: int) -> 
     group.add_argument("--dataset", default=dataset, help="dataset name, NAME[-f|-2stream][-2clip]")
     add_database_options(group)
     group.add_argument("--num_seq", type=int, default=clips, choices=[clips], help="clips per video")
-    if clips == 2:
+    if clips == 2:  # pretraining
         meaning = "1: colour jitter and grey on flow, too, as in the paper; 0: on RGB alone"
         group.add_argument("--flow_colour", type=int, default=1, choices=[0, 1], help=meaning)
     add_clip_options(group, workers)
