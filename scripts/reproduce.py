@@ -222,7 +222,7 @@ class Recipe:
         """A training of one stream."""
         args, prefix, dataset = self.args, self.seed + prefix, f"{self.args.dataset}{ending}-2clip"
         words = ["--model", model, "--dataset", dataset, *self.contrast(prefix), "-j", "16"]
-        words += ["--schedule", *schedule, *self.common, *args.pretrain, *self.train_flow[ending]]
+        words += ["--schedule", *schedule, *args.pretrain, *self.common, *self.train_flow[ending]]
         words += [*options, "--epochs", str(epochs)]
         self.endings[title] = ending
         return training(title, main_nce, words, args.nproc or args.nce_gpus)
@@ -233,7 +233,7 @@ class Recipe:
         words = ["--topk", "5", "--dataset", dataset, *self.contrast(prefix), "-j", "8"]
         words += ["--reverse"] if ending == FLOW else []
         words += ["--pretrain", self.left[own], self.left[other], "--schedule", *args.coclr_schedule]
-        words += [*self.common, *args.pretrain, *args.cotrain, *self.train_flow[ending]]
+        words += [*args.pretrain, *args.cotrain, *self.common, *self.train_flow[ending]]
         words += ["--epochs", str(args.coclr_epochs)]
         self.endings[title] = ending
         self.run(training(title, main_coclr, words, args.nproc or args.coclr_gpus))

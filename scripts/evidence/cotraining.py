@@ -17,24 +17,24 @@ import torch
 
 import main_coclr
 from scripts.evidence.agreement import mean_and_spread
-from scripts.evidence.variants import checkpoint_of, last_epoch, small_options, test, train
+from scripts.evidence.variants import at_rate, checkpoint_of, last_epoch, small_options, test, train
 from scripts.reproduce import FLOW, RGB, SMALL
 from utils.errors import one_line_errors
-from utils.options import Parser
+from utils.options import Parser, positive_float
 
 CLIPS = {"seq_len": 8, "ds": 2, "img_dim": 32}
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Options of all co-training, of flow's, cycles of so many epochs in all, and what it starts from.
+    """Options of all co-training, how many times flow's rate, the cycles, and what it starts from.
 
     start: the variant by which both networks were pretrained. miner: that of the flow network which mines at
     first, "random" if it was not pretrained; as ``start`` if not given.
     """
 
     options: tuple[str, ...] = ()
-    of_flow: tuple[str, ...] = ()
+    flow_rate: float = 1
     cycles: int = 1
     start: str = "paper"
     miner: str = ""
@@ -47,8 +47,8 @@ SETTINGS = {
     "top-1": Setting(("--topk", "1")),
     "top-15": Setting(("--topk", "15")),
     "hide-self-0.9": Setting(("--hide_self", "0.9")),
-    "flow-third-of-the-rate": Setting(of_flow=("--lr", "1.7e-5")),
-    "flow-3-times-the-rate": Setting(of_flow=("--lr", "1.5e-4")),
+    "flow-third-of-the-rate": Setting(flow_rate=1 / 3),
+    "flow-3-times-the-rate": Setting(flow_rate=3),
     "coloured-flow": Setting(("--flow_colour", "1"), start="coloured-flow"),
     "two-cycles": Setting(cycles=2),
     "mined-by-random-flow": Setting(miner="random"),
@@ -67,8 +67,11 @@ def co_train(
     epochs = args.coclr_epochs // setting.cycles
     words = small_options(f"{args.dataset}-2stream-2clip", CLIPS, seed, epochs)
     words += [*SMALL["cotrain"], *setting.options]
+    rate = args.rate
     if half == "flow":
-        words += ["--reverse", *SMALL["train_flow"], *setting.of_flow]
+        words += ["--reverse", *SMALL["train_flow"]]
+        rate *= setting.flow_rate
+    words = at_rate(words, rate)
     prefix = f"{name}-{args.epochs}+{epochs}epochs-seed{seed}-cycle{cycle}-{half}_"
     main_coclr.main([*words, "--name_prefix", prefix, "--pretrain", *map(str, start)])
     return checkpoint_of(f"{prefix}coclr-*_{args.dataset}-*")
@@ -76,7 +79,7 @@ def co_train(
 
 def nce(name: str, ending: str, args: Namespace, seed: int, epochs: int) -> Path:
     """The last checkpoint of a variant of one stream."""
-    return train(name, f"{args.dataset}{ending}-2clip", CLIPS, seed, epochs)
+    return train(name, f"{args.dataset}{ending}-2clip", CLIPS, seed, epochs, args.rate)
 
 
 def measure(name: str, args: Namespace, seed: int) -> list[float]:
@@ -88,7 +91,7 @@ def measure(name: str, args: Namespace, seed: int) -> list[float]:
         mines = "random"
     elif setting.miner:
         mines = nce(setting.miner, FLOW, args, seed, args.epochs)
-    rgb_like = "recipe" if setting.of_flow else name
+    rgb_like = name if setting.flow_rate == 1 else "recipe"
     for cycle in range(1, setting.cycles + 1):
         rgb = co_train(rgb_like, "rgb", cycle, (rgb, mines), args, seed)
         mines = flow = co_train(name, "flow", cycle, (flow, rgb), args, seed)
@@ -119,6 +122,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--settings", nargs="*", choices=names, default=names, help="what to compare")
     parser.add_argument("--epochs", type=int, default=34, help="of InfoNCE")
     parser.add_argument("--coclr_epochs", type=int, default=20, help="of co-training of each stream, in all")
+    parser.add_argument("--rate", type=positive_float, default=3, help="in times of that of --small")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="seeds of the trainings")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)

@@ -1,11 +1,11 @@
 """What a small InfoNCE training gains by known changes of the method, at equal compute, a row for each.
 
-    python -m scripts.evidence.variants --dataset synthetic-f-2clip [--variants paper EMAN] [--seeds 0 1]
+    python -m scripts.evidence.variants --dataset synthetic-f-2clip --rate 3 [--variants paper EMAN]
 
-Trains by main_nce.py in the current folder, with the settings of the quickstart, on a dataset in
+Trains by main_nce.py in the current folder, with the settings of ``reproduce.py --small``, on a dataset in
 $COCLR_DATA or ./data, and tests by leave-one-out retrieval on training videos, within each set where class
-folders are called SET-CLASS. No test video is read. Stopped at any point, the same command goes on. Printed
-are means and standard deviations over seeds.
+folders are called SET-CLASS. No test video is read. The quickstart has three times the rate, ``--rate 3``.
+Stopped at any point, the same command goes on. Printed are means and standard deviations over seeds.
 """
 
 import json
@@ -32,7 +32,7 @@ from scripts.evidence.agreement import WORLD, mean_and_spread
 from scripts.reproduce import SMALL
 from utils.checkpoint import load_checkpoint
 from utils.errors import one_line_errors
-from utils.options import Parser
+from utils.options import Parser, positive_float
 from utils.schedule import learning_rate
 
 WARM_UP = 5  # epochs
@@ -116,6 +116,7 @@ VARIANTS = {
     "third-of-the-rate": Variant(rate=1 / 3),
     "old-keys": Variant(options=OLD_KEYS),
     "old-keys-3-times-the-rate": Variant(options=OLD_KEYS, rate=3),
+    "one-group": Variant(options=("--bn_splits", "1")),  # of batch norm: 32 values of a map of one pixel
     "coloured-flow": Variant(options=("--flow_colour", "1")),
     "labels": Variant(method="ubernce"),
 }
@@ -129,16 +130,24 @@ def small_options(dataset: str, clips: dict[str, int], seed: int, epochs: int) -
     return [*words, "--epochs", str(epochs), "--schedule", str(epochs * 5 // 6)]
 
 
-def train(name: str, dataset: str, clips: dict[str, int], seed: int, epochs: int) -> Path:
-    """Train a variant from scratch, or go on; returns its last checkpoint. ``epochs`` are the paper's."""
+def at_rate(words: list[str], rate: float) -> list[str]:
+    """Options of a training with ``rate`` times the rate that they give."""
+    args, _ = main_nce.make_parser().parse_known_args(words)
+    return [*words, "--lr", f"{args.lr * rate:.2g}"]
+
+
+def train(name: str, dataset: str, clips: dict[str, int], seed: int, epochs: int, rate: float = 1) -> Path:
+    """Train a variant from scratch, or go on; returns its last checkpoint.
+
+    epochs: of the paper's way. rate: of the paper's way, in times of that of --small.
+    """
     variant = VARIANTS[name]
     clips = clips | variant.clips
     words = small_options(dataset, clips, seed, round(epochs * variant.epochs))
     words += SMALL["train_flow"] if parse_name(dataset).streams == ("flow",) else []
-    rate = main_nce.make_parser().parse_args(words).lr * variant.rate
     prefix = f"{name}-{epochs}epochs-seed{seed}_"
-    words += variant.options
-    words += ["--lr", f"{rate:.2g}", "--model", variant.method, "--name_prefix", prefix]
+    words = [*at_rate(words, rate * variant.rate), *variant.options]
+    words += ["--model", variant.method, "--name_prefix", prefix]
     row = {"infonce": replace(METHODS["infonce"], model=variant.model)}
     with (
         mock.patch.dict(METHODS, row),
@@ -197,6 +206,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--variants", nargs="*", choices=names, default=names, help="what to compare")
     parser.add_argument("--ds", type=int, default=2, help="stride between frames")
     parser.add_argument("--epochs", type=int, default=34, help="of the paper's way")
+    parser.add_argument("--rate", type=positive_float, default=1, help="in times of that of --small")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="seeds of the trainings")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
@@ -207,7 +217,7 @@ def main(argv: list[str] | None = None) -> None:
         changed = clips | VARIANTS[name].clips
         found = []
         for seed in args.seeds:
-            checkpoint = train(name, args.dataset, clips, seed, args.epochs)
+            checkpoint = train(name, args.dataset, clips, seed, args.epochs, args.rate)
             means = last_epoch(checkpoint)
             recall = test(checkpoint, args.dataset, changed, seed)
             found.append((means["loss"], means["top1"], recall))

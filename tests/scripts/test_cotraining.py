@@ -11,7 +11,8 @@ def halves(monkeypatch):
     """The options of each half-cycle that is trained; a checkpoint is the prefix of its run."""
     done = []
 
-    def train(name, dataset, clips, seed, epochs):
+    def train(name, dataset, clips, seed, epochs, rate):
+        assert rate == 3
         return f"{name} of {dataset}, {epochs}"
 
     monkeypatch.setattr(cotraining, "train", train)
@@ -38,7 +39,7 @@ def test_each_half_goes_on_and_is_mined_by_the_newest_network_of_the_other_strea
         f"{run}2-flow": [f"{run}1-flow", f"{run}2-rgb"],
     }
     assert [args.reverse for args in halves] == [False, True] * 2
-    assert [args.lr for args in halves] == [1e-4, 5e-5] * 2
+    assert [args.lr for args in halves] == pytest.approx([3e-4, 1.5e-4] * 2)
     assert {args.epochs for args in halves} == {3}
     assert "| two-cycles | 25.0 | 50.0 | 25.0 | 50.0 |" in capsys.readouterr().out
 
@@ -53,4 +54,4 @@ def test_only_the_first_miner_may_be_another(halves):
 def test_where_only_flow_differs_rgb_is_not_trained_again(halves):
     cotraining.main([*OPTIONS, "--settings", "flow-third-of-the-rate"])
     assert [args.name_prefix.split("-4+")[0] for args in halves] == ["recipe", "flow-third-of-the-rate"]
-    assert halves[1].lr == 1.7e-5
+    assert halves[1].lr == 5e-5

@@ -228,16 +228,27 @@ def test_what_the_recipe_cannot_take_is_refused(words, message, cwd, monkeypatch
     assert message in capsys.readouterr().err
 
 
+def rates(settings, capsys):
+    """The rate of each training of one cycle, by its title."""
+    trainings = lines(printed(["mine", "--cycles", "1", *settings], capsys))[:8]
+    found = {}
+    for (_, title), words in zip(trainings[::2], trainings[1::2], strict=True):
+        found[title] = words[len(words) - words[::-1].index("--lr")]
+    return found
+
+
 def test_options_of_flow_come_last_in_each_training_of_flow_and_in_no_other(cwd, monkeypatch, capsys):
     monkeypatch.chdir(cwd)
     settings = ["--pretrain=--lr 2e-4", "--cotrain=--lr 1e-4", "--train_flow=--lr 5e-5"]
-    trainings = lines(printed(["mine", "--cycles", "1", *settings], capsys))[:8]
-    rates = {}
-    for (_, title), words in zip(trainings[::2], trainings[1::2], strict=True):
-        rates[title] = words[len(words) - words[::-1].index("--lr")]
-    assert rates == {
+    assert rates(settings, capsys) == {
         "InfoNCE-RGB": "2e-4",
         "InfoNCE-Flow": "5e-5",
         "Cycle1-FlowMining": "1e-4",
         "Cycle1-RGBMining": "5e-5",
     }
+
+
+def test_an_option_of_all_commands_is_given_in_place_of_a_default_of_small(cwd, monkeypatch, capsys):
+    monkeypatch.chdir(cwd)
+    assert set(rates(["--small"], capsys).values()) == {"1e-4", "5e-5"}
+    assert set(rates(["--small", "--lr", "3e-4"], capsys).values()) == {"3e-4", "5e-5"}

@@ -68,9 +68,9 @@ def test_a_variant_changes_rate_and_options_of_the_quickstart(monkeypatch):
         main_nce, "main", lambda words: trained.append(main_nce.make_parser().parse_args(words))
     )
     monkeypatch.setattr(variants, "checkpoint_of", lambda run: run)
-    for name in ("paper", "old-keys-3-times-the-rate"):
-        variants.train(name, "x-2clip", {"seq_len": 8, "ds": 2, "img_dim": 32}, seed=0, epochs=34)
+    for name, rate in (("paper", 1), ("old-keys-3-times-the-rate", 2)):
+        variants.train(name, "x-2clip", {"seq_len": 8, "ds": 2, "img_dim": 32}, seed=0, epochs=34, rate=rate)
     usual, changed = trained
     assert (changed.moco_k, changed.moco_m) == (128, 0.95) != (usual.moco_k, usual.moco_m)
-    assert changed.lr == pytest.approx(3 * usual.lr)
+    assert changed.lr == pytest.approx(6 * usual.lr)
     assert changed.epochs == usual.epochs == 34
