@@ -4,7 +4,8 @@ InfoNCE of RGB and of flow, then cycles of co-training, each run from the last c
 then retrieval and linear probe of each, two-stream, the table, its chart and a gallery of what was retrieved.
 What is done is skipped, unless it takes but seconds, and what was interrupted goes on, so the same command
 can be given again at any time. NPROC processes per run (default: the paper's GPUs). Options that are not of
-this program go to every command that trains or tests.
+this program go to every command that trains or tests, and take the place of those of --small, --pretrain and
+--cotrain.
 """
 
 import glob
