@@ -30,7 +30,7 @@ class Setting:
     """Options of all co-training, how many times flow's rate, the cycles, and what it starts from.
 
     start: the variant by which both networks were pretrained. miner: that of the flow network which mines at
-    first, "random" if it was not pretrained; as ``start`` if not given.
+    first; as ``start`` if not given.
     """
 
     options: tuple[str, ...] = ()
@@ -42,23 +42,18 @@ class Setting:
 
 SETTINGS = {
     "recipe": Setting(),
-    "from-fresh-keys": Setting(start="fresh-keys"),
     "from-no-learning": Setting(start="no-learning"),
     "top-1": Setting(("--topk", "1")),
     "top-15": Setting(("--topk", "15")),
     "hide-self-0.9": Setting(("--hide_self", "0.9")),
     "flow-third-of-the-rate": Setting(flow_rate=1 / 3),
-    "flow-3-times-the-rate": Setting(flow_rate=3),
     "coloured-flow": Setting(("--flow_colour", "1"), start="coloured-flow"),
     "two-cycles": Setting(cycles=2),
-    "mined-by-random-flow": Setting(miner="random"),
     "mined-by-flow-of-labels": Setting(miner="labels"),
 }
 
 
-def co_train(
-    name: str, half: str, cycle: int, start: tuple[Path, Path | str], args: Namespace, seed: int
-) -> Path:
+def co_train(name: str, half: str, cycle: int, start: tuple[Path, Path], args: Namespace, seed: int) -> Path:
     """Train the "rgb" or "flow" half of a cycle, or go on; returns its last checkpoint.
 
     start: the checkpoint that is trained, and the one that mines.
@@ -86,11 +81,7 @@ def measure(name: str, args: Namespace, seed: int) -> list[float]:
     """Mining precision and R@1 of RGB, then of flow, in percent, after the cycles of a setting."""
     setting = SETTINGS[name]
     rgb, flow = (nce(setting.start, ending, args, seed, args.epochs) for ending in (RGB, FLOW))
-    mines: Path | str = flow
-    if setting.miner == "random":
-        mines = "random"
-    elif setting.miner:
-        mines = nce(setting.miner, FLOW, args, seed, args.epochs)
+    mines = nce(setting.miner, FLOW, args, seed, args.epochs) if setting.miner else flow
     rgb_like = name if setting.flow_rate == 1 else "recipe"
     for cycle in range(1, setting.cycles + 1):
         rgb = co_train(rgb_like, "rgb", cycle, (rgb, mines), args, seed)

@@ -36,7 +36,6 @@ from utils.options import Parser, positive_float
 from utils.schedule import learning_rate
 
 WARM_UP = 5  # epochs
-OLD_KEYS = ("--moco-k", "128", "--moco-m", "0.95")  # of four batches
 NETWORK = SMALL["net"]
 
 
@@ -114,8 +113,7 @@ VARIANTS = {
     "64-pixels": Variant(clips={"img_dim": 64}, epochs=3 / 7),  # at equal compute, as measured
     "3-times-the-rate": Variant(rate=3),
     "third-of-the-rate": Variant(rate=1 / 3),
-    "old-keys": Variant(options=OLD_KEYS),
-    "old-keys-3-times-the-rate": Variant(options=OLD_KEYS, rate=3),
+    "old-keys": Variant(options=("--moco-k", "128", "--moco-m", "0.95")),
     "one-group": Variant(options=("--bn_splits", "1")),  # of batch norm: 32 values of a map of one pixel
     "coloured-flow": Variant(options=("--flow_colour", "1")),
     "labels": Variant(method="ubernce"),
