@@ -18,8 +18,8 @@ fi
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 for seed in $seeds; do
     bash scripts/reproduce.sh "$name" 1 --data_root "$root" --seq_len 8 --ds 2 --img_dim 32 --channels_last -j 1 \
-        --small --lr 3e-4 --train_flow "--lr 1.5e-4" --cotrain "--moco-k 256 --moco-m 0.95 --hide_self 0 --topk 15" \
-        --seed "$seed" --baselines "$baselines" --at_once 2 \
+        --small --lr 3e-4 --train_flow "--lr 1.5e-4" --cotrain "--topk 15" --seed "$seed" \
+        --baselines "$baselines" --at_once 2 \
         --nce_epochs "$nce_epochs" --nce_schedule "$((nce_epochs * 5 / 6))" \
         --coclr_epochs "$coclr_epochs" --coclr_schedule "$((coclr_epochs * 5 / 6))"
 done

@@ -95,6 +95,9 @@ def parse_arguments(words: list[str]) -> tuple[Namespace, list[str]]:
     if known.small:
         parser.set_defaults(**SMALL)
     args, common = parser.parse_known_args(words)
+    if args.small:  # what is given is put behind its options, so that the others hold
+        for name in ("pretrain", "cotrain", "train_flow"):
+            setattr(args, name, [*SMALL[name], *getattr(known, name)])
     args.nproc = number_of_processes(parser, args.dataset_and_nproc[1:], common[:1])
     for word in common:
         if word.startswith(("--epochs", "--schedule")):

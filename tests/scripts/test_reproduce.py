@@ -252,3 +252,9 @@ def test_an_option_of_all_commands_is_given_in_place_of_a_default_of_small(cwd, 
     monkeypatch.chdir(cwd)
     assert set(rates(["--small"], capsys).values()) == {"1e-4", "5e-5"}
     assert set(rates(["--small", "--lr", "3e-4"], capsys).values()) == {"3e-4", "5e-5"}
+
+
+def test_options_of_co_training_are_put_behind_those_of_small():
+    args, _ = reproduce.parse_arguments(["mine", "--small", "--cotrain=--topk 15"])
+    assert args.cotrain == [*reproduce.SMALL["cotrain"], "--topk", "15"]
+    assert args.pretrain == reproduce.SMALL["pretrain"]
